@@ -1,0 +1,85 @@
+// The engine: requests in, tokens out. One thread of its own owns every model, sequence and KV block
+// and runs the step loop: plan -> batch -> forward -> sample -> publish. Media are decoded and text is
+// tokenised on a few preparation threads before a request reaches it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "runtime/backend/backend.h"
+#include "runtime/engine/event_queue.h"
+#include "runtime/engine/request.h"
+#include "runtime/media/audio.h"
+#include "runtime/media/image.h"
+
+namespace sensorium {
+
+struct ModelConfig {
+  std::string name;  // what clients call it; unique
+  std::string path;  // checkpoint directory
+};
+
+struct EngineConfig {
+  std::vector<ModelConfig> models;
+  std::string speech_model;  // transcribes audio parts of Generate; "": the only whisper there is
+
+  size_t kv_cache_bytes = size_t{256} << 20;  // the arena
+  int32_t block_tokens = 16;         // KV block of the model with the widest tokens, multiple of 16
+  int32_t max_batch_tokens = 512;    // tokens of one forward pass: prefill is cut into such chunks
+  int32_t max_batch_seqs = 64;       // rows that decode in one forward pass
+  int32_t max_encode_units = 4;      // image crops encoded in one step; an audio window counts as 4
+  int32_t max_waiting = 256;         // requests accepted beyond those that run
+  int32_t default_max_tokens = 256;
+  int32_t max_tokens_limit = 4096;
+  int32_t preparation_threads = 2;
+  size_t event_queue_limit = 64;     // events a slow reader may lag before its sequence parks
+  size_t max_media_bytes = size_t{1} << 30;  // decoded media of all requests together
+  ImageLimits image_limits;
+  AudioLimits audio_limits;
+  // Tests only: cuts each prefill chunk at a random length and shuffles the order within a step.
+  uint64_t chaos_seed = 0;  // 0: off
+};
+
+using GenerateQueue = EventQueue<GenerateEvent>;
+using TranscribeQueue = EventQueue<TranscribeEvent>;
+
+struct EngineStats {
+  int32_t blocks_total = 0, blocks_used = 0, blocks_reserved = 0;
+  int32_t requests_running = 0, requests_waiting = 0;
+  size_t media_bytes = 0;
+  int64_t steps = 0;
+  bool broken = false;  // the device failed: nothing will be served any more
+};
+
+class Engine {
+ public:
+  using Progress = std::function<void(const std::string& model, size_t done_bytes, size_t total_bytes)>;
+
+  // Loads the models (seconds to minutes: `progress` is called now and then), takes all memory and
+  // starts the threads. Errors name the file or the config key.
+  static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineConfig& config,
+                                                        std::unique_ptr<Backend> backend,
+                                                        Progress progress = nullptr);
+  virtual ~Engine() = default;  // cancels what is left and joins
+
+  // Never block. Every queue ends with a StreamEnd, also for a request refused at once.
+  virtual std::shared_ptr<GenerateQueue> Generate(GenerateRequest request) = 0;
+  virtual std::shared_ptr<TranscribeQueue> Transcribe(TranscribeRequest request) = 0;
+
+  // Decodes media on the calling thread: may take a while.
+  virtual absl::StatusOr<TokenizeResult> Tokenize(const TokenizeRequest& request) const = 0;
+  virtual std::vector<ModelInfo> ListModels() const = 0;
+  virtual EngineStats Stats() const = 0;
+  virtual std::string device() const = 0;
+
+  // Refuses new requests with UNAVAILABLE and returns when all running ones have ended or at the
+  // deadline, when the rest is cancelled. Thread-safe.
+  virtual void Drain(Deadline deadline) = 0;
+};
+
+}  // namespace sensorium
