@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <span>
 
-namespace sensorium {
+#include "runtime/base/block_id.h"
 
-using BlockId = int32_t;
+namespace sensorium {
 
 // Which cached tokens each sequence's new tokens attend to. `seqs` sequences lie one behind the
 // other on the tokens axis (ragged): sequence s owns query rows [query_start[s], query_start[s+1]).
