@@ -35,7 +35,7 @@ class MolmoPointParser {
  public:
   static constexpr size_t kMaxForm = 256;
   static constexpr size_t kMaxPending = 1024;
-  static constexpr size_t kMaxLabel = 4096;
+  static constexpr size_t kMaxLabel = 512;
 
   // Size of the original image in pixels. REQUIRES: both positive.
   MolmoPointParser(int32_t image_width, int32_t image_height);
@@ -52,7 +52,8 @@ class MolmoPointParser {
   void Feed(char c);
   void MatchForm(char last);                     // adds the point of a form that ends here
   void Add(double x_percent, double y_percent);  // emits it, or holds it back for its label
-  void Flush();                                  // emits what was held back, with label_
+  void Flush();                                  // emits what was held back, label_ if it is known
+  void CloseTag();                               // flushes; no label from here on
 
   const int32_t image_width_;
   const int32_t image_height_;

@@ -1,0 +1,1 @@
+sensorium_test(molmo_points_test SOURCES molmo_points_test.cc LIBS molmo_points)
