@@ -1,0 +1,113 @@
+// A request as the engine runs it: what it needs next, and what to do with what it got. One object
+// per request, driven by the step loop. Engine thread only, except where said.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+
+#include "absl/status/status.h"
+#include "runtime/engine/loaded_model.h"
+#include "runtime/engine/request.h"
+#include "runtime/engine/step_batch.h"
+#include "runtime/models/workspace.h"
+#include "runtime/scheduler/scheduler.h"
+
+namespace sensorium {
+
+// Decoded media count against one budget from before they are decoded until their job ends.
+class MediaReservation {
+ public:
+  MediaReservation() = default;
+  explicit MediaReservation(std::function<void()> give_back) : give_back_(std::move(give_back)) {}
+  MediaReservation(MediaReservation&& o) noexcept
+      : give_back_(std::exchange(o.give_back_, nullptr)) {}
+  MediaReservation& operator=(MediaReservation&& o) noexcept {
+    if (this != &o) {
+      Reset();
+      give_back_ = std::exchange(o.give_back_, nullptr);
+    }
+    return *this;
+  }
+  ~MediaReservation() { Reset(); }
+  void Reset() {
+    if (give_back_) std::exchange(give_back_, nullptr)();
+  }
+
+ private:
+  std::function<void()> give_back_;
+};
+
+// Where a request's time went. Phases are wall time of the steps the request took part in.
+class JobClock {
+ public:
+  using Clock = std::chrono::steady_clock;
+  explicit JobClock(Clock::time_point submitted) : submitted_(submitted) {}
+  void Started() { started_ = Clock::now(); }
+  void FirstToken() {
+    if (!first_token_) first_token_ = Clock::now();
+  }
+  void Add(WorkKind kind, int64_t us) {
+    (kind == WorkKind::kEncode   ? timing_.encode_us
+     : kind == WorkKind::kPrefill ? timing_.prefill_us
+                                  : timing_.decode_us) += us;
+  }
+  Timing timing() const {
+    Timing t = timing_;
+    if (started_) t.queued_us = Us(*started_ - submitted_);
+    if (first_token_) t.time_to_first_token_us = Us(*first_token_ - submitted_);
+    return t;
+  }
+
+ private:
+  static int64_t Us(Clock::duration d) {
+    return std::chrono::duration_cast<std::chrono::microseconds>(d).count();
+  }
+  const Clock::time_point submitted_;
+  std::optional<Clock::time_point> started_, first_token_;
+  Timing timing_;
+};
+
+class Job {
+ public:
+  struct Work {
+    WorkKind kind = WorkKind::kNone;
+    int32_t amount = 0;
+  };
+  virtual ~Job() = default;
+
+  LoadedModel& model() const { return model_; }
+  const JobSpec& spec() const { return spec_; }
+  void set_id(JobId id) { spec_.id = id; }
+  const std::optional<Deadline>& deadline() const { return deadline_; }
+  JobClock& clock() { return clock_; }
+
+  virtual bool Cancelled() const = 0;  // nobody reads on
+
+  // Admitted: its reservation holds from here on.
+  virtual void Start(BlockAllocator& blocks) = 0;
+  // What it needs next; kNone: parked, or ended.
+  virtual Work Pending() const = 0;
+  virtual void RunEncode(int32_t units, Workspace& workspace) = 0;
+  virtual void AddPrefill(int32_t tokens, StepBatch& batch) = 0;
+  virtual void AddDecode(StepBatch& batch) = 0;
+  // After the forward pass that its AddPrefill or AddDecode went into. `logits` are the rows it asked
+  // for, in order, each `vocab` long; copies that its forks need go to `copies`.
+  virtual void OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) = 0;
+  virtual bool Ended() const = 0;
+  // Ends it early (or confirms its end): tells the reader and gives every block back. Idempotent.
+  virtual void End(const absl::Status& status) = 0;
+
+ protected:
+  Job(LoadedModel& model, std::optional<Deadline> deadline, JobClock::Clock::time_point submitted)
+      : model_(model), deadline_(deadline), clock_(submitted) {}
+  LoadedModel& model_;
+  JobSpec spec_;
+  std::optional<Deadline> deadline_;
+  JobClock clock_;
+};
+
+}  // namespace sensorium

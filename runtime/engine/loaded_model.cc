@@ -1,0 +1,126 @@
+#include "runtime/engine/loaded_model.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/weights/json_fields.h"
+
+namespace sensorium {
+
+namespace {
+
+absl::Status LoadMolmo(LoadedModel& m, WeightLoader& loader, const std::string& origin) {
+  std::string preprocessor;
+  if (auto text = m.checkpoint->ReadFile("preprocessor_config.json"); text.ok()) {
+    preprocessor = *std::move(text);
+  }
+  ASSIGN_OR_RETURN(const MolmoConfig config,
+                   MolmoConfig::FromJson(m.checkpoint->config(), preprocessor, origin));
+  ASSIGN_OR_RETURN(m.prompt, MolmoPrompt::Create(*m.tokenizer, config, m.checkpoint->config(),
+                                                 m.checkpoint->generation_config(), origin));
+  ASSIGN_OR_RETURN(m.molmo, Molmo::Load(config, loader));
+  // The ViT's blocks behind the last feature are stored and never used.
+  constexpr std::array<std::string_view, 1> kUnused = {
+      "model.vision_backbone.image_vit.transformer.resblocks."};
+  RETURN_IF_ERROR(m.checkpoint->CheckAllUsed(kUnused));
+  m.info.kind = "molmo";
+  m.info.text_in = m.info.image_in = true;
+  return absl::OkStatus();
+}
+
+absl::Status LoadWhisper(LoadedModel& m, WeightLoader& loader, const std::string& origin) {
+  ASSIGN_OR_RETURN(const WhisperConfig config,
+                   WhisperConfig::FromJson(m.checkpoint->config(), origin));
+  ASSIGN_OR_RETURN(m.vocabulary,
+                   WhisperVocabulary::From(m.checkpoint->config(),
+                                           m.checkpoint->generation_config(), *m.tokenizer));
+  int64_t n_fft = 400, hop = 160;
+  if (auto text = m.checkpoint->ReadFile("preprocessor_config.json"); text.ok()) {
+    const auto json = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
+    const std::string file = "preprocessor_config.json";
+    ASSIGN_OR_RETURN(const int64_t mels,
+                     OptionalInt(json, "feature_size", file, config.mels, 1, 1024));
+    ASSIGN_OR_RETURN(const int64_t rate,
+                     OptionalInt(json, "sampling_rate", file, kAudioSampleRate, 1, 1 << 20));
+    ASSIGN_OR_RETURN(n_fft, OptionalInt(json, "n_fft", file, 400, 2, 1 << 16));
+    ASSIGN_OR_RETURN(hop, OptionalInt(json, "hop_length", file, 160, 1, n_fft));
+    if (mels != config.mels || rate != kAudioSampleRate) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(origin, ": ", file, " has ", mels, " mels at ", rate, " Hz, config.json has ",
+                       config.mels, " and this server's audio is ", kAudioSampleRate, " Hz"));
+    }
+  }
+  m.log_mel = std::make_unique<LogMelExtractor>(config.mels, static_cast<int32_t>(n_fft),
+                                                static_cast<int32_t>(hop));
+  ASSIGN_OR_RETURN(m.whisper, Whisper::Load(config, loader));
+  constexpr std::array<std::string_view, 1> kTied = {"proj_out.weight"};
+  RETURN_IF_ERROR(m.checkpoint->CheckAllUsed(kTied));
+  m.info.kind = "whisper";
+  m.info.audio_in = true;
+  m.info.window_ms = config.window_frames() * hop * 1000 / kAudioSampleRate;
+  for (const auto& [code, id] : m.vocabulary->languages) m.info.languages.push_back(code);
+  if (!m.vocabulary->multilingual) m.info.languages = {"en"};
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+KvLayout LoadedModel::SelfLayout() const {
+  if (is_whisper()) {
+    const WhisperConfig& c = whisper->config();
+    return {.layers = c.decoder_layers, .kv_heads = c.decoder_heads, .head_dim = c.head_dim()};
+  }
+  const LlmConfig& c = molmo->config.llm;
+  return {.layers = c.layers, .kv_heads = c.kv_heads, .head_dim = c.head_dim};
+}
+
+KvLayout LoadedModel::CrossLayout() const { return SelfLayout(); }
+
+size_t LoadedModel::WorkspaceBytes(int32_t tokens, int32_t crops) const {
+  if (is_whisper()) {
+    return std::max(whisper->EncodeWorkspaceBytes(), whisper->ForwardWorkspaceBytes(tokens));
+  }
+  return std::max(molmo->vision->WorkspaceBytes(crops), molmo->llm->WorkspaceBytes(tokens));
+}
+
+absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(
+    const std::string& name, const std::string& path, Backend& backend,
+    const std::function<void(size_t, size_t)>& progress) {
+  auto model = std::make_unique<LoadedModel>();
+  LoadedModel& m = *model;
+  m.name = name;
+  ASSIGN_OR_RETURN(m.checkpoint, Checkpoint::Open(path));
+  const std::string origin = path + "/config.json";
+  ASSIGN_OR_RETURN(m.tokenizer, Tokenizer::FromFile(path + "/tokenizer.json"));
+  const nlohmann::json& config = m.checkpoint->config();
+  ASSIGN_OR_RETURN(const std::string type, OptionalString(config, "model_type", origin, ""));
+  size_t done = 0;
+  const size_t total = m.checkpoint->total_bytes();
+  WeightLoader loader(*m.checkpoint, backend, [&](size_t bytes) {
+    done += bytes;
+    if (progress) progress(done, total);
+  });
+  if (type == "molmo") {
+    RETURN_IF_ERROR(LoadMolmo(m, loader, origin));
+  } else if (type == "whisper") {
+    RETURN_IF_ERROR(LoadWhisper(m, loader, origin));
+  } else {
+    return absl::UnimplementedError(absl::StrCat(
+        origin, ": model_type is '", type, "'; this build serves molmo and whisper"));
+  }
+  m.info.name = name;
+  if (config.contains("architectures") && config["architectures"].is_array() &&
+      !config["architectures"].empty() && config["architectures"][0].is_string()) {
+    m.info.architecture = config["architectures"][0].get<std::string>();
+  }
+  m.info.dtype = std::string(Name(backend.dtype()));
+  m.info.parameters = loader.parameters();
+  m.info.context_tokens = m.max_positions();
+  m.info.vocab_size = m.vocab_size();
+  return model;
+}
+
+}  // namespace sensorium

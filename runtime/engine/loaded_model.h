@@ -1,0 +1,59 @@
+// One served model: its files, tokenizer, weights and its share of the KV arena.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "runtime/backend/backend.h"
+#include "runtime/engine/request.h"
+#include "runtime/media/log_mel.h"
+#include "runtime/models/molmo.h"
+#include "runtime/models/whisper.h"
+#include "runtime/models/whisper_vocabulary.h"
+#include "runtime/tokenizer/tokenizer.h"
+#include "runtime/weights/checkpoint.h"
+
+namespace sensorium {
+
+struct LoadedModel {
+  std::string name;
+  int32_t index = 0;  // in the engine's list: which batch of a step is its
+  ModelInfo info;
+  std::unique_ptr<Checkpoint> checkpoint;  // first: what follows may point into its mapping
+  std::unique_ptr<Tokenizer> tokenizer;
+
+  // Molmo
+  std::unique_ptr<Molmo> molmo;
+  std::optional<MolmoPrompt> prompt;
+
+  // Whisper
+  std::unique_ptr<Whisper> whisper;
+  std::optional<WhisperVocabulary> vocabulary;
+  std::unique_ptr<LogMelExtractor> log_mel;
+  KvCacheView cross_kv;  // block_size encoder positions a block
+
+  KvCacheView self_kv;
+
+  bool is_whisper() const { return whisper != nullptr; }
+  int32_t vocab_size() const {
+    return is_whisper() ? whisper->config().vocab : molmo->config.llm.embedding_rows;
+  }
+  int32_t max_positions() const {
+    return is_whisper() ? whisper->config().text_positions : molmo->config.llm.max_positions;
+  }
+
+  // What one token costs in the arena; block_size is left to the engine.
+  KvLayout SelfLayout() const;
+  KvLayout CrossLayout() const;  // REQUIRES: is_whisper()
+  size_t WorkspaceBytes(int32_t tokens, int32_t crops) const;
+
+  // Loads a checkpoint directory; the kind is what its config.json's model_type says.
+  static absl::StatusOr<std::unique_ptr<LoadedModel>> Load(
+      const std::string& name, const std::string& path, Backend& backend,
+      const std::function<void(size_t done_bytes, size_t total_bytes)>& progress);
+};
+
+}  // namespace sensorium

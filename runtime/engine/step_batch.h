@@ -1,0 +1,67 @@
+// The plan of one model's forward pass as arrays: sequences are appended one by one, then the ops read
+// the whole. Storage is kept from step to step. Engine thread only.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "runtime/backend/batch.h"
+#include "runtime/kv_cache/block_table.h"
+#include "runtime/models/llm_decoder.h"
+
+namespace sensorium {
+
+class StepBatch {
+ public:
+  struct Sequence {
+    std::span<const int32_t> tokens;  // the new ones
+    int64_t first_position = 0;       // of tokens[0]; so many are cached
+    const BlockTable* self = nullptr;
+    const BlockTable* cross = nullptr;  // Whisper's window
+    int32_t cross_len = 0;
+    std::span<const int32_t> wanted;  // offsets into tokens whose logits are wanted, ascending
+    // Image features of these tokens: rows of `features` and the offsets into tokens they go to.
+    ConstTensorView features;
+    std::span<const int32_t> feature_rows, feature_offsets;
+  };
+
+  void Clear();
+  // Returns the index of the sequence's first row of logits.
+  int32_t Add(const Sequence& sequence);
+  // Asks for a whole-block copy before the forward pass.
+  std::vector<BlockCopy>& copies() { return copies_; }
+
+  bool empty() const { return token_ids_.empty(); }
+  int32_t logit_rows() const { return static_cast<int32_t>(logit_rows_.size()); }
+
+  // Views of the arrays, valid until the next Add or Clear.
+  DecoderBatch Decoder();
+  AttentionBatch Cross();
+  std::span<const FeatureAdd> FeatureAdds();
+
+ private:
+  struct Tables {  // block tables of all sequences, padded to the longest
+    std::vector<std::vector<BlockId>> rows;
+    std::vector<BlockId> packed;
+    int32_t max_blocks = 0;
+    void Pack(size_t seqs);
+  };
+  struct PendingAdd {
+    ConstTensorView features;
+    size_t begin, end;  // into feature_from_ and feature_to_
+  };
+
+  std::vector<int32_t> token_ids_, positions_;
+  std::vector<int64_t> slots_;
+  std::vector<int32_t> query_start_ = {0};
+  std::vector<int32_t> context_len_, cross_len_;
+  std::vector<int32_t> logit_rows_;
+  Tables self_, cross_;
+  std::vector<int32_t> feature_from_, feature_to_;
+  std::vector<PendingAdd> pending_adds_;
+  std::vector<FeatureAdd> adds_;
+  std::vector<BlockCopy> copies_;
+};
+
+}  // namespace sensorium

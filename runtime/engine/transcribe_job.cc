@@ -1,0 +1,302 @@
+#include "runtime/engine/transcribe_job.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "runtime/base/check.h"
+
+namespace sensorium {
+
+TranscribeJob::TranscribeJob(LoadedModel& model, PreparedTranscribe prepared,
+                             std::shared_ptr<TranscribeQueue> queue,
+                             std::function<bool()> also_cancelled)
+    : Job(model, prepared.request.deadline, prepared.submitted),
+      p_(std::move(prepared)),
+      queue_(std::move(queue)),
+      also_cancelled_(std::move(also_cancelled)) {
+  const TranscribeOptions& o = p_.request.options;
+  const WhisperConfig& c = model.whisper->config();
+  spec_.rows = std::max({1, o.beam_size, o.best_of});
+  spec_.blocks =
+      BlockTable::BlocksFor(c.audio_positions, model.cross_kv.layout.block_size) +
+      spec_.rows * BlockTable::BlocksFor(c.text_positions, model.self_kv.layout.block_size);
+  spec_.unit_cost = 4;  // an audio window against an image crop
+  usage_.audio_ms = p_.audio_ms;
+}
+
+void TranscribeJob::Start(BlockAllocator& blocks) {
+  blocks_ = &blocks;
+  clock_.Started();
+  const int32_t positions = model_.whisper->config().audio_positions;
+  cross_.emplace(blocks, model_.cross_kv.layout.block_size);
+  cross_->Grow(positions);
+  cross_slots_.resize(positions);
+  for (int32_t i = 0; i < positions; ++i) cross_slots_[i] = cross_->Slot(i);
+  rows_.emplace_back(blocks, model_.self_kv.layout.block_size);
+
+  if (model_.vocabulary->multilingual && !p_.language_id) {
+    phase_ = Phase::kEncodeForLanguage;
+  } else {
+    SetLanguage(p_.language_id, 1.0f);
+    NextWindow();
+  }
+}
+
+void TranscribeJob::SetLanguage(std::optional<int32_t> id, float probability) {
+  const WhisperVocabulary& vocabulary = *model_.vocabulary;
+  language_ = "en";  // what an English-only model speaks
+  for (const auto& [code, language_id] : vocabulary.languages) {
+    if (id == language_id) language_ = code;
+  }
+  const TranscribeOptions& o = p_.request.options;
+  const WhisperConfig& c = model_.whisper->config();
+  const double frames_per_ms =
+      static_cast<double>(c.window_frames()) / static_cast<double>(model_.info.window_ms);
+  WhisperTranscriptionOptions options;
+  options.language_id = id;
+  options.translate = o.task == Task::kTranslate;
+  options.timestamps = o.timestamps != Timestamps::kNone;
+  options.prompt = o.prompt;
+  options.prefix = o.prefix;
+  options.condition_on_previous_text = o.condition_on_previous_text;
+  options.no_speech_threshold = o.no_speech_threshold.value_or(0.6f);
+  options.logprob_threshold = o.logprob_threshold.value_or(-1.0f);
+  options.content_frames = p_.content_frames;
+  options.clip_start_frame = std::llround(static_cast<double>(o.clip_start_ms) * frames_per_ms);
+  if (o.clip_end_ms > 0) {
+    options.clip_end_frame = std::llround(static_cast<double>(o.clip_end_ms) * frames_per_ms);
+  }
+  options.window_frames = c.window_frames();
+  options.window_seconds = static_cast<double>(model_.info.window_ms) / 1000.0;
+  options.text_context = c.text_positions;
+  options.sample_len = o.max_tokens_per_window ? o.max_tokens_per_window : c.text_positions / 2;
+  transcription_.emplace(vocabulary, *model_.tokenizer, options);
+  queue_->Push(TranscribeStarted{.request_id = p_.request_id,
+                                 .model = model_.name,
+                                 .duration_ms = p_.audio_ms,
+                                 .language = language_,
+                                 .language_probability = probability});
+}
+
+void TranscribeJob::NextWindow() {
+  window_ = transcription_->NextWindow();
+  if (!window_) {
+    queue_->Push(TranscribeFinished{.text = transcription_->Text(),
+                                    .language = language_,
+                                    .usage = usage_,
+                                    .timing = clock_.timing()});
+    End(absl::OkStatus());
+    return;
+  }
+  const TranscribeOptions& o = p_.request.options;
+  WhisperWindowOptions options;
+  options.beam_size = o.beam_size;
+  options.best_of = o.best_of;
+  options.patience = o.patience;
+  options.length_penalty = o.length_penalty;
+  options.temperature = o.temperatures.empty() ? 0.0f : o.temperatures.front();
+  options.seed = o.seed;
+  const WhisperConfig& c = model_.whisper->config();
+  options.sample_len = o.max_tokens_per_window ? o.max_tokens_per_window : c.text_positions / 2;
+  options.without_timestamps = o.timestamps == Timestamps::kNone;
+  options.suppress = o.suppress_tokens;
+  if (o.suppress_default) {
+    const std::vector<int32_t>& own = model_.vocabulary->suppress_tokens;
+    options.suppress.insert(options.suppress.end(), own.begin(), own.end());
+  }
+  if (o.max_initial_timestamp) {
+    if (*o.max_initial_timestamp > 0) {
+      const double precision = static_cast<double>(model_.info.window_ms) / 1000.0 /
+                               static_cast<double>(c.audio_positions);
+      options.max_initial_timestamp_index =
+          static_cast<int32_t>(std::lround(*o.max_initial_timestamp / precision));
+    }
+  } else {
+    options.max_initial_timestamp_index = model_.vocabulary->max_initial_timestamp_index;
+  }
+  // Windows draw from streams of their own; a seek never repeats.
+  options.stream_base = static_cast<uint64_t>(window_->seek) << 16;
+  decoder_.emplace(*model_.vocabulary, *model_.tokenizer, options, window_->prompt,
+                   window_->sot_index, c.text_positions);
+  rows_.clear();
+  rows_.emplace_back(*blocks_, model_.self_kv.layout.block_size);
+  prompt_ = decoder_->prompt();
+  computed_ = 0;
+  phase_ = window_->seek == encoded_begin_ && window_->size == encoded_size_ ? Phase::kPrompt
+                                                                            : Phase::kEncode;
+}
+
+Job::Work TranscribeJob::Pending() const {
+  if (ended_) return {};
+  switch (phase_) {
+    case Phase::kEncodeForLanguage:
+    case Phase::kEncode:
+      // A window's segments are sent at its end: room for them is asked for at its beginning.
+      return queue_->HasRoom() ? Work{WorkKind::kEncode, 1} : Work{};
+    case Phase::kDetectLanguage:
+    case Phase::kPrompt:
+      return {WorkKind::kPrefill, static_cast<int32_t>(prompt_.size()) - computed_};
+    case Phase::kDecode:
+      return {WorkKind::kDecode, static_cast<int32_t>(rows_.size())};
+  }
+  return {};
+}
+
+void TranscribeJob::EncodeWindow(int64_t begin, int64_t size, Workspace& workspace) {
+  const WhisperConfig& c = model_.whisper->config();
+  std::vector<float> window(static_cast<size_t>(c.window_frames()) * c.mels, 0.0f);
+  const int64_t frames = std::min({size, p_.mel.frames - begin, int64_t{c.window_frames()}});
+  std::copy_n(p_.mel.data.begin() + begin * c.mels, frames * c.mels, window.begin());
+  model_.whisper->Encode(window, model_.cross_kv, cross_slots_, workspace);
+  encoded_begin_ = begin;
+  encoded_size_ = size;
+}
+
+void TranscribeJob::RunEncode(int32_t, Workspace& workspace) {
+  const int64_t window = model_.whisper->config().window_frames();
+  if (phase_ == Phase::kEncodeForLanguage) {
+    // The recording's first window, real silence behind a short one: transcribe.py pads in samples
+    // for this and in mel for the windows themselves.
+    EncodeWindow(0, window, workspace);
+    rows_[0].Clear();
+    prompt_ = {model_.vocabulary->sot};
+    computed_ = 0;
+    phase_ = Phase::kDetectLanguage;
+    return;
+  }
+  EncodeWindow(window_->seek, window_->size, workspace);
+  phase_ = Phase::kPrompt;
+}
+
+void TranscribeJob::AddPrefill(int32_t tokens, StepBatch& batch) {
+  const int32_t end = computed_ + tokens;
+  const int32_t last = static_cast<int32_t>(prompt_.size()) - 1;
+  rows_[0].Grow(end);
+  std::vector<int32_t> wanted;
+  const int32_t sot = phase_ == Phase::kPrompt ? decoder_->sot_index() : last;
+  sot_in_chunk_ = computed_ <= sot && sot < end;
+  last_in_chunk_ = end == last + 1;
+  if (sot_in_chunk_) wanted.push_back(sot - computed_);
+  if (last_in_chunk_ && sot != last) wanted.push_back(last - computed_);
+  batch.Add({.tokens = std::span(prompt_).subspan(computed_, tokens),
+             .first_position = computed_,
+             .self = &rows_[0],
+             .cross = &*cross_,
+             .cross_len = model_.whisper->config().audio_positions,
+             .wanted = wanted,
+             .features = {},
+             .feature_rows = {},
+             .feature_offsets = {}});
+  prefilling_ = tokens;
+}
+
+void TranscribeJob::AddDecode(StepBatch& batch) {
+  const int32_t wanted = 0;
+  const auto next = decoder_->next();
+  CHECK_EQ(next.size(), rows_.size());
+  for (size_t r = 0; r < rows_.size(); ++r) {
+    rows_[r].Grow(computed_ + 1);
+    batch.Add({.tokens = std::span(&next[r].token, 1),
+               .first_position = computed_,
+               .self = &rows_[r],
+               .cross = &*cross_,
+               .cross_len = model_.whisper->config().audio_positions,
+               .wanted = std::span(&wanted, 1),
+               .features = {},
+               .feature_rows = {},
+               .feature_offsets = {}});
+  }
+}
+
+// Gives every live hypothesis the cache of the one it continues: the first child takes its parent's
+// table, its siblings fork it.
+void TranscribeJob::FollowRows(std::vector<BlockCopy>& copies) {
+  const auto next = decoder_->next();
+  std::vector<int32_t> heir(rows_.size(), -1);  // by parent: the new row that has its table
+  for (size_t r = 0; r < next.size(); ++r) {
+    if (heir[next[r].parent] < 0) heir[next[r].parent] = static_cast<int32_t>(r);
+  }
+  for (size_t p = 0; p < rows_.size(); ++p) {
+    if (heir[p] < 0) rows_[p].Clear();  // before the forks need its blocks
+  }
+  std::vector<BlockTable> rows;
+  rows.reserve(next.size());
+  for (size_t r = 0; r < next.size(); ++r) {
+    const int32_t parent = next[r].parent;
+    if (heir[parent] == static_cast<int32_t>(r)) {
+      rows.push_back(std::move(rows_[parent]));
+    } else {
+      rows.push_back(rows[heir[parent]].Fork(computed_, copies));
+    }
+  }
+  rows_ = std::move(rows);
+}
+
+void TranscribeJob::OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) {
+  const size_t vocab = static_cast<size_t>(model_.vocab_size());
+  int32_t blocks = static_cast<int32_t>(cross_->blocks().size());
+  for (const BlockTable& row : rows_) blocks += static_cast<int32_t>(row.blocks().size());
+  usage_.kv_blocks_peak = std::max(usage_.kv_blocks_peak, blocks);
+
+  if (phase_ == Phase::kDecode) {
+    ++computed_;
+    std::vector<std::span<const float>> by_row;
+    for (size_t r = 0; r < rows_.size(); ++r) by_row.push_back(logits.subspan(r * vocab, vocab));
+    decoder_->Advance(by_row);
+  } else {
+    computed_ += std::exchange(prefilling_, 0);
+    if (sot_in_chunk_) sot_logits_.assign(logits.begin(), logits.begin() + vocab);
+    if (!last_in_chunk_) return;
+    const std::span<const float> last = logits.last(vocab);
+    if (phase_ == Phase::kDetectLanguage) {
+      const auto detected = DetectLanguage(last, *model_.vocabulary);
+      SetLanguage(detected.id, detected.probability);
+      NextWindow();
+      return;
+    }
+    clock_.FirstToken();
+    usage_.prompt_tokens += static_cast<int32_t>(prompt_.size());
+    decoder_->Start(sot_logits_, last);
+    phase_ = Phase::kDecode;
+  }
+  if (decoder_->done()) {
+    FinishWindow();
+  } else {
+    FollowRows(copies);
+  }
+}
+
+void TranscribeJob::FinishWindow() {
+  const WhisperWindowResult result = decoder_->Result();
+  usage_.completion_tokens += static_cast<int32_t>(result.tokens.size());
+  const auto to_ms = [](double seconds) { return std::llround(seconds * 1000.0); };
+  for (const WhisperSegment& s : transcription_->FinishWindow(result)) {
+    queue_->Push(TranscribeSegment{.id = s.id,
+                                   .start_ms = to_ms(s.start),
+                                   .end_ms = to_ms(s.end),
+                                   .text = s.text,
+                                   .tokens = s.tokens,
+                                   .avg_logprob = s.avg_logprob,
+                                   .compression_ratio = s.compression_ratio,
+                                   .no_speech_probability = s.no_speech_prob,
+                                   .temperature = s.temperature});
+  }
+  const int64_t done = std::min(transcription_->seek(), p_.content_frames);
+  queue_->Push(TranscribeProgress{
+      .done_ms = p_.content_frames ? p_.audio_ms * done / p_.content_frames : p_.audio_ms,
+      .total_ms = p_.audio_ms});
+  NextWindow();
+}
+
+void TranscribeJob::End(const absl::Status& status) {
+  if (ended_) return;
+  ended_ = true;
+  rows_.clear();
+  cross_.reset();
+  p_.mel = {};
+  p_.media.Reset();
+  queue_->Push(StreamEnd{status});
+}
+
+}  // namespace sensorium

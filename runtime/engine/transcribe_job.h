@@ -1,0 +1,84 @@
+// A Transcribe request on the engine: per window encode, detect the language (first window), prefill
+// the decoder's prompt, decode its hypotheses together; windows follow openai/whisper's sequential
+// algorithm (transcribe.py), which is WhisperTranscription's business.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "runtime/engine/engine.h"
+#include "runtime/engine/job.h"
+#include "runtime/media/log_mel.h"
+#include "runtime/models/whisper_transcription.h"
+#include "runtime/models/whisper_window_decoder.h"
+
+namespace sensorium {
+
+struct PreparedTranscribe {
+  TranscribeRequest request;
+  std::string request_id;
+  MelSpectrogram mel;          // of the recording and one window of silence behind it
+  int64_t content_frames = 0;  // of the recording alone
+  int64_t audio_ms = 0;
+  std::optional<int32_t> language_id;  // given by the client
+  MediaReservation media;
+  JobClock::Clock::time_point submitted;
+};
+
+class TranscribeJob : public Job {
+ public:
+  // `also_cancelled`: a further reason to stop, e.g. the request whose spoken part this is.
+  TranscribeJob(LoadedModel& model, PreparedTranscribe prepared,
+                std::shared_ptr<TranscribeQueue> queue,
+                std::function<bool()> also_cancelled = nullptr);
+
+  bool Cancelled() const override {
+    return queue_->cancelled() || (also_cancelled_ && also_cancelled_());
+  }
+  void Start(BlockAllocator& blocks) override;
+  Work Pending() const override;
+  void RunEncode(int32_t units, Workspace& workspace) override;
+  void AddPrefill(int32_t tokens, StepBatch& batch) override;
+  void AddDecode(StepBatch& batch) override;
+  void OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) override;
+  bool Ended() const override { return ended_; }
+  void End(const absl::Status& status) override;
+
+ private:
+  enum class Phase : uint8_t { kEncodeForLanguage, kDetectLanguage, kEncode, kPrompt, kDecode };
+  // Encodes mel frames [begin, begin + size), zeros behind them up to a whole window.
+  void EncodeWindow(int64_t begin, int64_t size, Workspace& workspace);
+  void SetLanguage(std::optional<int32_t> id, float probability);
+  void NextWindow();
+  void FollowRows(std::vector<BlockCopy>& copies);
+  void FinishWindow();
+
+  PreparedTranscribe p_;
+  std::shared_ptr<TranscribeQueue> queue_;
+  std::function<bool()> also_cancelled_;
+  BlockAllocator* blocks_ = nullptr;
+  Phase phase_ = Phase::kEncode;
+
+  std::optional<BlockTable> cross_;
+  std::vector<int64_t> cross_slots_;
+  int64_t encoded_begin_ = -1, encoded_size_ = -1;  // what cross_ holds
+
+  std::optional<WhisperTranscription> transcription_;  // once the language is known
+  std::optional<WhisperTranscription::Window> window_;
+  std::optional<WhisperWindowDecoder> decoder_;
+  std::vector<BlockTable> rows_;     // [1] in the prompt, then one per live hypothesis
+  std::vector<int32_t> prompt_;      // [sot] while detecting
+  int32_t computed_ = 0;             // tokens every row has in its cache
+  int32_t prefilling_ = 0;
+  std::vector<float> sot_logits_;    // [vocab]
+  bool sot_in_chunk_ = false, last_in_chunk_ = false;
+
+  std::string language_;
+  Usage usage_;
+  bool ended_ = false;
+};
+
+}  // namespace sensorium
