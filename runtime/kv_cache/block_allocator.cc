@@ -4,7 +4,9 @@
 
 namespace sensorium {
 
-BlockAllocator::BlockAllocator(int32_t num_blocks) : refs_(num_blocks, 0) {
+BlockAllocator::BlockAllocator(int32_t num_blocks) {
+  CHECK_GE(num_blocks, 0);
+  refs_.assign(num_blocks, 0);
   free_.reserve(num_blocks);
   for (BlockId id = num_blocks - 1; id >= 0; --id) free_.push_back(id);  // 0 comes out first
 }

@@ -9,7 +9,8 @@
 
 namespace sensorium {
 
-// Whole-block copy that a fork asks the device for.
+// Whole-block copy that a fork asks the device for. Copies run in the order they were asked for: when
+// a table goes between two forks, its block may be the second fork's `to`.
 struct BlockCopy {
   BlockId to;
   BlockId from;
@@ -27,7 +28,7 @@ class BlockTable {
     return static_cast<int32_t>((tokens + block_size - 1) / block_size);
   }
 
-  // Makes room for `tokens` tokens in all. REQUIRES: the reservation covers it.
+  // Makes room for `tokens` tokens in all; never shrinks. REQUIRES: the reservation covers it.
   void Grow(int64_t tokens);
   void Clear();  // gives every block back
 
