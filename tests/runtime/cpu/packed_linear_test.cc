@@ -230,7 +230,7 @@ class EpilogueTest : public ::testing::TestWithParam<CpuLevel> {
   GemmScratch scratch_;
 };
 
-TEST_P(EpilogueTest, GeluIsExactToTwoUlpAndDoesNotCancelOnTheNegativeSide) {
+TEST_P(EpilogueTest, GeluIsWithinThreeUlpAndDoesNotCancelOnTheNegativeSide) {
   const std::vector<float> x = Values(), y = Apply(Activation::kGelu, x);
   double worst_ulp = 0, worst_negative = 0;
   for (size_t i = 0; i < x.size(); ++i) {
@@ -247,11 +247,11 @@ TEST_P(EpilogueTest, GeluIsExactToTwoUlpAndDoesNotCancelOnTheNegativeSide) {
   }
   RecordProperty("ulp", std::to_string(worst_ulp));
   RecordProperty("negative_side", std::to_string(worst_negative));
-  EXPECT_LE(worst_ulp, 2.0);
+  EXPECT_LE(worst_ulp, 3.0);
   EXPECT_LE(worst_negative, 4e-6);
 }
 
-TEST_P(EpilogueTest, QuickGeluIsExactToTwoUlpNearZero) {
+TEST_P(EpilogueTest, QuickGeluIsWithinThreeUlpNearZero) {
   const std::vector<float> x = Values(), y = Apply(Activation::kQuickGelu, x);
   for (size_t i = 0; i < x.size(); ++i) {
     const double truth = Activate(Activation::kQuickGelu, x[i]);
