@@ -20,6 +20,8 @@ bool Scheduler::Fits(const JobSpec& job) const {
 }
 
 void Scheduler::Add(const JobSpec& job) {
+  CHECK(job.blocks >= 0 && job.rows >= 1 && job.unit_cost >= 1) << job.id;
+  CHECK(!order_by_id_.contains(job.id)) << job.id;
   CHECK(Fits(job)) << job.blocks << " blocks, " << job.rows << " rows";
   waiting_.push_back(job);
 }

@@ -35,8 +35,8 @@ struct SchedulerOptions {
 struct JobSpec {
   JobId id = 0;
   int32_t blocks = 0;  // worst case, of all its tables together
-  int32_t rows = 1;    // most rows it decodes at once
-  int32_t unit_cost = 1;  // of one encode unit, in crops
+  int32_t rows = 1;    // most rows it decodes at once, at least 1: what keeps a prefill moving
+  int32_t unit_cost = 1;  // of one encode unit, in crops; at least 1
 };
 
 struct PlanItem {
