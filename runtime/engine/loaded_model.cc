@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/media/audio.h"
 #include "runtime/weights/json_fields.h"
 
 namespace sensorium {

@@ -18,8 +18,8 @@ absl::Status ReadInt(const nlohmann::json& json, std::string_view key, const std
   return absl::OkStatus();
 }
 
-absl::Status Unsupported(const std::string& origin, std::string_view key, std::string_view value,
-                         std::string_view known) {
+absl::Status Unsupported(const std::string& origin, const char* key, const std::string& value,
+                         const char* known) {
   return absl::UnimplementedError(
       absl::StrCat(origin, ": ", key, " is ", value, "; this build knows ", known));
 }

@@ -1,0 +1,447 @@
+// The engine on the bundled models: answers, batch invariance under a mixed load, ends.
+#include "runtime/engine/engine.h"
+
+#include <chrono>
+#include <fstream>
+#include <random>
+#include <sstream>
+#include <thread>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "nlohmann/json.hpp"
+#include "runtime/cpu/cpu_backend.h"
+
+namespace sensorium {
+namespace {
+
+using testing::HasSubstr;
+
+const std::string kModels = SENSORIUM_MODELS;
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  CHECK(file.good()) << path;
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+EngineConfig SmallConfig() {
+  EngineConfig config;
+  config.models = {{"molmo-mini", kModels + "/molmo-mini"},
+                   {"whisper-mini", kModels + "/whisper-mini"}};
+  config.kv_cache_bytes = 64 << 20;
+  config.max_batch_tokens = 128;
+  return config;
+}
+
+std::unique_ptr<Engine> MakeEngine(const EngineConfig& config) {
+  auto backend = CpuBackend::Create({.dtype = DType::kFloat32});
+  CHECK(backend.ok()) << backend.status();
+  auto engine = Engine::Create(config, *std::move(backend));
+  CHECK(engine.ok()) << engine.status();
+  return *std::move(engine);
+}
+
+GenerateRequest Ask(const std::string& text, const std::string& image = "", int max_tokens = 96) {
+  GenerateRequest request;
+  request.model = "molmo-mini";
+  request.max_tokens = max_tokens;
+  request.echo_token_ids = true;
+  Message message;
+  if (!image.empty()) {
+    message.parts.push_back({.kind = Part::Kind::kImage,
+                             .text = "",
+                             .data = ReadFile(kModels + "/molmo-mini/" + image),
+                             .language = ""});
+  }
+  message.parts.push_back({.kind = Part::Kind::kText, .text = text, .data = "", .language = ""});
+  request.messages.push_back(std::move(message));
+  return request;
+}
+
+TranscribeRequest Hear(const std::string& file) {
+  TranscribeRequest request;
+  request.model = "whisper-mini";
+  request.audio = ReadFile(kModels + "/whisper-mini/" + file);
+  return request;
+}
+
+struct Answer {
+  std::vector<int32_t> ids;
+  std::vector<float> logprobs;
+  std::string text, streamed, heard;
+  FinishReason reason = FinishReason::kStop;
+  std::vector<GeneratePoint> points;
+  std::vector<int32_t> prompt;
+  Usage usage;
+  bool operator==(const Answer& o) const {
+    return ids == o.ids && logprobs == o.logprobs && text == o.text;
+  }
+};
+struct Heard {
+  std::vector<TranscribeSegment> segments;
+  std::string text, language;
+};
+
+// All answers of a request, by index, and how it ended.
+absl::StatusOr<std::vector<Answer>> Collect(GenerateQueue& queue) {
+  std::vector<Answer> answers;
+  std::string heard;
+  std::vector<int32_t> prompt;
+  const auto at = [&](int32_t i) -> Answer& {
+    if (static_cast<int32_t>(answers.size()) <= i) answers.resize(i + 1);
+    return answers[i];
+  };
+  while (true) {
+    GenerateEvent event = queue.Pop();
+    if (auto* e = std::get_if<GenerateStarted>(&event)) {
+      heard = e->heard;
+      prompt = e->prompt_token_ids;
+    } else if (auto* e = std::get_if<GenerateDelta>(&event)) {
+      Answer& a = at(e->index);
+      a.streamed += e->text;
+      a.ids.insert(a.ids.end(), e->token_ids.begin(), e->token_ids.end());
+      for (const auto& l : e->logprobs) a.logprobs.push_back(l.logprob);
+    } else if (auto* e = std::get_if<GeneratePoint>(&event)) {
+      at(e->index).points.push_back(*e);
+    } else if (auto* e = std::get_if<GenerateFinished>(&event)) {
+      Answer& a = at(e->index);
+      a.text = e->text;
+      a.reason = e->reason;
+      a.usage = e->usage;
+      a.heard = heard;
+      a.prompt = prompt;
+    } else if (auto* e = std::get_if<StreamEnd>(&event)) {
+      if (!e->status.ok()) return e->status;
+      return answers;
+    }
+  }
+}
+absl::StatusOr<Heard> Collect(TranscribeQueue& queue) {
+  Heard heard;
+  while (true) {
+    TranscribeEvent event = queue.Pop();
+    if (auto* e = std::get_if<TranscribeSegment>(&event)) {
+      heard.segments.push_back(*e);
+    } else if (auto* e = std::get_if<TranscribeFinished>(&event)) {
+      heard.text = e->text;
+      heard.language = e->language;
+    } else if (auto* e = std::get_if<StreamEnd>(&event)) {
+      if (!e->status.ok()) return e->status;
+      return heard;
+    }
+  }
+}
+
+Answer One(absl::StatusOr<std::vector<Answer>> answers) {
+  CHECK(answers.ok()) << answers.status();
+  CHECK_EQ(answers->size(), size_t{1});
+  return (*answers)[0];
+}
+
+// Waits (by the engine's own progress, bounded) until nothing is owned by anybody.
+EngineStats WaitUntilIdle(const Engine& engine) {
+  const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(60);
+  EngineStats stats = engine.Stats();
+  while ((stats.blocks_used || stats.blocks_reserved || stats.requests_running ||
+          stats.requests_waiting || stats.media_bytes) &&
+         std::chrono::steady_clock::now() < limit) {
+    std::this_thread::yield();
+    stats = engine.Stats();
+  }
+  return stats;
+}
+
+void ExpectIdle(const Engine& engine) {
+  const EngineStats stats = WaitUntilIdle(engine);
+  EXPECT_EQ(stats.blocks_used, 0);
+  EXPECT_EQ(stats.blocks_reserved, 0);
+  EXPECT_EQ(stats.requests_running, 0);
+  EXPECT_EQ(stats.requests_waiting, 0);
+  EXPECT_EQ(stats.media_bytes, 0u);
+}
+
+class EngineTest : public testing::Test {
+ protected:
+  static void SetUpTestSuite() { engine_ = MakeEngine(SmallConfig()).release(); }
+  static void TearDownTestSuite() {
+    delete engine_;
+    engine_ = nullptr;
+  }
+  static Engine* engine_;
+};
+Engine* EngineTest::engine_ = nullptr;
+
+TEST_F(EngineTest, AnswersTheBundledQuestionsTokenByToken) {
+  const auto golden = nlohmann::json::parse(ReadFile(kModels + "/molmo-mini/answers.json"));
+  for (const auto& g : golden) {
+    SCOPED_TRACE(g["question"].get<std::string>());
+    const Answer a =
+        One(Collect(*engine_->Generate(Ask(g["question"], g["image"].get<std::string>()))));
+    EXPECT_EQ(a.prompt, g["prompt_ids"].get<std::vector<int32_t>>());
+    EXPECT_EQ(a.ids, g["greedy_ids"].get<std::vector<int32_t>>());
+    EXPECT_EQ(a.text, g["answer"].get<std::string>());
+    EXPECT_EQ(a.streamed, a.text);
+    EXPECT_EQ(a.ids.size(), a.logprobs.size());
+  }
+  ExpectIdle(*engine_);
+}
+
+TEST_F(EngineTest, TranscribesTheBundledRecordingsAsTheReferenceDoes) {
+  const auto golden = nlohmann::json::parse(ReadFile(kModels + "/whisper-mini/transcripts.json"));
+  for (const auto& [file, g] : golden.items()) {
+    for (const bool conditioned : {false, true}) {
+      SCOPED_TRACE(file + (conditioned ? " conditioned" : ""));
+      TranscribeRequest request = Hear(file);
+      request.options.condition_on_previous_text = conditioned;
+      const auto heard = Collect(*engine_->Transcribe(request));
+      ASSERT_TRUE(heard.ok()) << heard.status();
+      EXPECT_EQ(heard->language, g["language"].get<std::string>());
+      const auto& want = g[conditioned ? "segments_conditioned" : "segments"];
+      ASSERT_EQ(heard->segments.size(), want.size());
+      for (size_t i = 0; i < want.size(); ++i) {
+        const TranscribeSegment& s = heard->segments[i];
+        EXPECT_EQ(s.tokens, want[i]["tokens"].get<std::vector<int32_t>>());
+        EXPECT_EQ(s.text, want[i]["text"].get<std::string>());
+        EXPECT_EQ(s.start_ms, std::llround(want[i]["start"].get<double>() * 1000));
+        EXPECT_EQ(s.end_ms, std::llround(want[i]["end"].get<double>() * 1000));
+        EXPECT_NEAR(s.avg_logprob, want[i]["avg_logprob"].get<double>(), 2e-5);
+        EXPECT_NEAR(s.no_speech_probability, want[i]["no_speech_prob"].get<double>(), 2e-6);
+        EXPECT_NEAR(s.compression_ratio, want[i]["compression_ratio"].get<double>(), 2e-6);
+      }
+    }
+  }
+  ExpectIdle(*engine_);
+}
+
+TEST_F(EngineTest, ASpokenQuestionAboutAPictureIsHeardAndAnswered) {
+  GenerateRequest request = Ask("", "shapes.png");
+  request.messages[0].parts.back() = {.kind = Part::Kind::kAudio,
+                                      .text = "",
+                                      .data = ReadFile(kModels + "/whisper-mini/question.wav"),
+                                      .language = ""};
+  const Answer spoken = One(Collect(*engine_->Generate(std::move(request))));
+  EXPECT_EQ(spoken.heard, "How many red circles are there?");
+  const Answer written =
+      One(Collect(*engine_->Generate(Ask("How many red circles are there?", "shapes.png"))));
+  EXPECT_TRUE(spoken == written) << spoken.text;
+  EXPECT_EQ(spoken.points.size(), 3u);
+  EXPECT_GT(spoken.usage.audio_ms, 0);
+  ExpectIdle(*engine_);
+}
+
+TEST_F(EngineTest, PointsArriveInPixelsOfThePicture) {
+  const Answer a = One(Collect(*engine_->Generate(Ask("Point to the blue square.", "shapes.png"))));
+  ASSERT_EQ(a.points.size(), 1u);
+  EXPECT_EQ(a.points[0].label, "blue square");
+  EXPECT_EQ(a.points[0].ordinal, 1);
+  const std::string png = ReadFile(kModels + "/molmo-mini/shapes.png");
+  const auto big_endian = [&](size_t at) {
+    return (uint8_t(png[at]) << 24) | (uint8_t(png[at + 1]) << 16) | (uint8_t(png[at + 2]) << 8) |
+           uint8_t(png[at + 3]);
+  };
+  EXPECT_FLOAT_EQ(a.points[0].x, 0.40f * big_endian(16));
+  EXPECT_FLOAT_EQ(a.points[0].y, 0.65f * big_endian(20));
+}
+
+TEST_F(EngineTest, AStopStringEndsTheAnswerBeforeItAndIsNeverSent) {
+  GenerateRequest request = Ask("How many red circles are there?", "shapes.png");
+  request.stop = {"shows a total", "never said"};
+  const Answer a = One(Collect(*engine_->Generate(std::move(request))));
+  EXPECT_EQ(a.reason, FinishReason::kStopString);
+  EXPECT_TRUE(a.text.ends_with("</points> ")) << a.text;
+  EXPECT_EQ(a.streamed, a.text);
+}
+
+TEST_F(EngineTest, MaxTokensEndsTheAnswerWithLength) {
+  const Answer a = One(Collect(*engine_->Generate(Ask("Describe this image.", "wide.png", 3))));
+  EXPECT_EQ(a.reason, FinishReason::kLength);
+  EXPECT_EQ(a.ids.size(), 3u);
+  EXPECT_EQ(a.usage.completion_tokens, 3);
+}
+
+TEST_F(EngineTest, SeveralAnswersAreIndependentAndRepeatBySeed) {
+  GenerateRequest request = Ask("Describe this image.", "shapes.png");
+  request.n = 3;
+  request.sampling.temperature = 1.5f;
+  request.sampling.seed = 7;
+  const auto first = Collect(*engine_->Generate(request));
+  const auto second = Collect(*engine_->Generate(request));
+  ASSERT_TRUE(first.ok() && second.ok());
+  ASSERT_EQ(first->size(), 3u);
+  EXPECT_TRUE(*first == *second);
+  EXPECT_NE((*first)[0].ids, (*first)[1].ids);
+  request.n = 1;  // the first of three is the only one of one
+  EXPECT_TRUE(One(Collect(*engine_->Generate(request))) == (*first)[0]);
+  ExpectIdle(*engine_);
+}
+
+TEST_F(EngineTest, RefusalsNameWhatIsWrong) {
+  GenerateRequest unknown = Ask("hello");
+  unknown.model = "nobody";
+  auto result = Collect(*engine_->Generate(unknown));
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("molmo-mini"));
+
+  GenerateRequest broken = Ask("hello", "shapes.png");
+  broken.messages[0].parts[0].data = "not a picture";
+  EXPECT_EQ(Collect(*engine_->Generate(broken)).status().code(),
+            absl::StatusCode::kInvalidArgument);
+
+  GenerateRequest greedy_for_tokens = Ask("hello", "", 3000);
+  result = Collect(*engine_->Generate(greedy_for_tokens));
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("3000"));
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("2048"));
+
+  TranscribeRequest klingon = Hear("question.wav");
+  klingon.options.language = "tlh";
+  const auto heard = Collect(*engine_->Transcribe(klingon));
+  EXPECT_EQ(heard.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(heard.status().message()), HasSubstr("en es"));
+  ExpectIdle(*engine_);
+}
+
+TEST_F(EngineTest, CancellingFreesEverything) {
+  GenerateRequest request = Ask("Describe this image.", "shapes.png", 0);
+  request.sampling.logit_bias = {};
+  std::vector<std::shared_ptr<GenerateQueue>> generating;
+  std::vector<std::shared_ptr<TranscribeQueue>> transcribing;
+  for (int i = 0; i < 4; ++i) {
+    generating.push_back(engine_->Generate(request));
+    transcribing.push_back(engine_->Transcribe(Hear("morning.wav")));
+  }
+  generating[0]->Pop();  // it has started: blocks are in use
+  for (auto& queue : generating) queue->Cancel();
+  for (auto& queue : transcribing) queue->Cancel();
+  ExpectIdle(*engine_);
+}
+
+TEST_F(EngineTest, APassedDeadlineEndsTheRequestAndFreesEverything) {
+  GenerateRequest request = Ask("Describe this image.", "shapes.png");
+  request.deadline = std::chrono::steady_clock::now() - std::chrono::milliseconds(1);
+  EXPECT_EQ(Collect(*engine_->Generate(request)).status().code(),
+            absl::StatusCode::kDeadlineExceeded);
+  ExpectIdle(*engine_);
+}
+
+TEST_F(EngineTest, ASlowReaderParksAloneAndLosesNothing) {
+  EngineConfig config = SmallConfig();
+  config.event_queue_limit = 2;
+  auto engine = MakeEngine(config);
+  auto slow = engine->Generate(Ask("How many red circles are there?", "shapes.png"));
+  // The other is answered whole while nobody reads the first.
+  const Answer other =
+      One(Collect(*engine->Generate(Ask("How many red circles are there?", "shapes.png"))));
+  EXPECT_GT(engine->Stats().blocks_used, 0) << "the slow one holds its place";
+  EXPECT_TRUE(One(Collect(*slow)) == other);
+  ExpectIdle(*engine);
+}
+
+TEST_F(EngineTest, ARequestThatCanNeverFitIsRefusedWithBothNumbers) {
+  EngineConfig config = SmallConfig();
+  config.kv_cache_bytes = 400 << 10;  // eight blocks or so
+  auto engine = MakeEngine(config);
+  const auto result = Collect(*engine->Generate(Ask("Describe this image.", "shapes.png", 500)));
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("KV blocks"));
+}
+
+TEST_F(EngineTest, DrainingRefusesNewRequestsAndFinishesRunningOnes) {
+  auto engine = MakeEngine(SmallConfig());
+  auto running = engine->Generate(Ask("Describe this image.", "wide.png"));
+  std::thread drain([&] {
+    engine->Drain(std::chrono::steady_clock::now() + std::chrono::seconds(60));
+  });
+  drain.join();
+  const Answer answer = One(Collect(*running));
+  EXPECT_EQ(answer.reason, FinishReason::kStop);
+  EXPECT_EQ(Collect(*engine->Generate(Ask("hello"))).status().code(),
+            absl::StatusCode::kUnavailable);
+}
+
+// 32 mixed requests at once, in random orders, with random cuts of their prefill: each answer's tokens
+// and log-probabilities are those it gets alone, bit for bit.
+TEST_F(EngineTest, AnswersAreTheSameBitsAloneAndInCompany) {
+  std::vector<GenerateRequest> questions;
+  const std::vector<std::string> texts = {"Describe this image.", "How many red circles are there?",
+                                          "Point to the blue square.", "Where are the stars?",
+                                          "What color is the star?", "Is there a green cross?"};
+  const std::vector<std::string> images = {"shapes.png", "wide.png", "portrait.png", ""};
+  for (const std::string& text : texts) {
+    for (const std::string& image : images) {
+      GenerateRequest request = Ask(text, image, 40);
+      if (questions.size() % 3 == 1) {
+        request.sampling.temperature = 0.8f;
+        request.sampling.seed = questions.size();
+        request.n = 2;
+      }
+      questions.push_back(std::move(request));
+    }
+  }
+  std::vector<TranscribeRequest> recordings;
+  for (const char* file : {"question.wav", "pointing.wav", "pregunta.wav", "morning.wav"}) {
+    recordings.push_back(Hear(file));
+    recordings.push_back(Hear(file));
+    recordings.back().options.beam_size = 3;
+  }
+  ASSERT_EQ(questions.size() + recordings.size(), 32u);
+
+  std::vector<std::vector<Answer>> alone;
+  for (const auto& q : questions) alone.push_back(*Collect(*engine_->Generate(q)));
+  std::vector<Heard> heard_alone;
+  for (const auto& r : recordings) heard_alone.push_back(*Collect(*engine_->Transcribe(r)));
+
+  std::random_device device;
+  for (int round = 0; round < 3; ++round) {
+    const uint64_t seed = (uint64_t{device()} << 32 | device()) | 1;
+    SCOPED_TRACE(testing::Message() << "chaos seed " << seed);
+    EngineConfig config = SmallConfig();
+    config.chaos_seed = seed;
+    config.max_batch_tokens = 96;
+    auto engine = MakeEngine(config);
+    std::vector<int> order(32);
+    std::iota(order.begin(), order.end(), 0);
+    std::shuffle(order.begin(), order.end(), std::mt19937_64(seed));
+    std::vector<std::shared_ptr<GenerateQueue>> answers(questions.size());
+    std::vector<std::shared_ptr<TranscribeQueue>> transcripts(recordings.size());
+    for (const int i : order) {
+      if (i < 24) {
+        answers[i] = engine->Generate(questions[i]);
+      } else {
+        transcripts[i - 24] = engine->Transcribe(recordings[i - 24]);
+      }
+    }
+    std::vector<std::thread> readers;
+    std::vector<absl::StatusOr<std::vector<Answer>>> got(questions.size());
+    std::vector<absl::StatusOr<Heard>> got_heard(recordings.size());
+    for (size_t i = 0; i < answers.size(); ++i) {
+      readers.emplace_back([&, i] { got[i] = Collect(*answers[i]); });
+    }
+    for (size_t i = 0; i < transcripts.size(); ++i) {
+      readers.emplace_back([&, i] { got_heard[i] = Collect(*transcripts[i]); });
+    }
+    for (auto& reader : readers) reader.join();
+    for (size_t i = 0; i < answers.size(); ++i) {
+      ASSERT_TRUE(got[i].ok()) << got[i].status();
+      EXPECT_TRUE(*got[i] == alone[i]) << "question " << i;
+    }
+    for (size_t i = 0; i < transcripts.size(); ++i) {
+      ASSERT_TRUE(got_heard[i].ok()) << got_heard[i].status();
+      const auto& a = got_heard[i]->segments;
+      const auto& b = heard_alone[i].segments;
+      ASSERT_EQ(a.size(), b.size()) << "recording " << i;
+      for (size_t s = 0; s < a.size(); ++s) {
+        EXPECT_EQ(a[s].tokens, b[s].tokens);
+        EXPECT_EQ(a[s].avg_logprob, b[s].avg_logprob);
+        EXPECT_EQ(a[s].no_speech_probability, b[s].no_speech_probability);
+      }
+    }
+    ExpectIdle(*engine);
+  }
+}
+
+}  // namespace
+}  // namespace sensorium

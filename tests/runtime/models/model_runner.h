@@ -1,0 +1,108 @@
+// Runs one loaded model without the engine: the forward passes a test wants, one sequence or several
+// at a time, on the CPU backend.
+#pragma once
+
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "runtime/cpu/cpu_backend.h"
+#include "runtime/engine/loaded_model.h"
+#include "runtime/engine/step_batch.h"
+
+namespace sensorium {
+
+class ModelRunner {
+ public:
+  explicit ModelRunner(const std::string& dir, CpuBackendOptions options = {}) {
+    auto backend = CpuBackend::Create(options);
+    CHECK(backend.ok()) << backend.status();
+    backend_ = *std::move(backend);
+    auto model = LoadedModel::Load("test", dir, *backend_, nullptr);
+    CHECK(model.ok()) << model.status();
+    model_ = *std::move(model);
+    LoadedModel& m = *model_;
+    KvLayout layout = m.SelfLayout();
+    layout.block_size = 16;
+    const size_t block_bytes = backend_->KvBlockBytes(layout);
+    constexpr int32_t kBlocks = 400;
+    arena_ = *backend_->Allocate(block_bytes * kBlocks);
+    // Unwritten slots must never matter.
+    std::fill_n(reinterpret_cast<float*>(arena_->data()), block_bytes * kBlocks / 4, NAN);
+    m.self_kv = {arena_->data(), block_bytes, kBlocks, layout};
+    m.cross_kv = m.self_kv;
+    blocks_ = std::make_unique<BlockAllocator>(kBlocks);
+    CHECK(blocks_->Reserve(kBlocks));
+    workspace_buffer_ = *backend_->Allocate(m.WorkspaceBytes(kMaxTokens, kMaxCrops));
+    workspace_ = Workspace(workspace_buffer_->data(), workspace_buffer_->size_bytes());
+    logits_buffer_ = *backend_->Allocate(size_t{4} * kMaxTokens * m.vocab_size());
+  }
+
+  static constexpr int32_t kMaxTokens = 1600;
+  static constexpr int32_t kMaxCrops = 16;
+
+  LoadedModel& model() { return *model_; }
+  Backend& backend() { return *backend_; }
+  Workspace& workspace() { return workspace_; }
+  BlockAllocator& blocks() { return *blocks_; }
+  BlockTable NewTable() { return BlockTable(*blocks_, model_->self_kv.layout.block_size); }
+  int32_t vocab() const { return model_->vocab_size(); }
+
+  // Logits of the rows asked for, [rows, vocab].
+  std::vector<float> Forward(StepBatch& batch, const StageProbe* probe = nullptr) {
+    for (const BlockCopy& c : batch.copies()) backend_->CopyKvBlock(model_->self_kv, c.to, c.from);
+    const int32_t rows = batch.logit_rows();
+    const TensorView logits(logits_buffer_->data(), DType::kFloat32, {rows, vocab()});
+    if (model_->is_whisper()) {
+      model_->whisper->Forward(logits, batch.Decoder(), model_->self_kv, batch.Cross(),
+                               model_->cross_kv, workspace_);
+    } else {
+      model_->molmo->llm->Forward(logits, batch.Decoder(), batch.FeatureAdds(), model_->self_kv,
+                                  workspace_, probe);
+    }
+    std::vector<float> host(static_cast<size_t>(rows) * vocab());
+    if (rows) backend_->CopyToHost(host, logits);
+    return host;
+  }
+
+  // One sequence's tokens from `first` on, with the logits of the offsets `wanted`.
+  std::vector<float> Run(std::span<const int32_t> tokens, int64_t first, BlockTable& table,
+                         std::span<const int32_t> wanted, const BlockTable* cross = nullptr) {
+    table.Grow(first + static_cast<int64_t>(tokens.size()));
+    StepBatch batch;
+    batch.Add({.tokens = tokens,
+               .first_position = first,
+               .self = &table,
+               .cross = cross,
+               .cross_len = cross ? model_->whisper->config().audio_positions : 0,
+               .wanted = wanted,
+               .features = {},
+               .feature_rows = {},
+               .feature_offsets = {}});
+    return Forward(batch);
+  }
+
+ private:
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<LoadedModel> model_;
+  std::unique_ptr<DeviceBuffer> arena_, workspace_buffer_, logits_buffer_;
+  std::unique_ptr<BlockAllocator> blocks_;
+  Workspace workspace_;
+};
+
+// Reads a test file; fails the test when it is missing.
+std::string ReadTestFile(const std::string& path);
+nlohmann::json ReadTestJson(const std::string& path);
+// A float32 tensor of a stages file, with its shape; int8 copies are not needed here.
+struct StageTensor {
+  std::vector<int64_t> shape;
+  std::vector<float> data;
+};
+std::map<std::string, StageTensor> ReadStages(const std::string& path);
+
+// Largest difference over the largest magnitude; NaN is infinitely far.
+double RelativeError(std::span<const float> got, std::span<const float> want);
+
+}  // namespace sensorium

@@ -1,0 +1,190 @@
+// Whisper against openai/whisper on small random checkpoints in the layouts of large-v3 and the .en
+// models (tests/data): mel, encoder positions, logits of a forced prompt, and every decode() run.
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+
+#include "gtest/gtest.h"
+#include "runtime/media/audio.h"
+#include "runtime/models/whisper_transcription.h"
+#include "runtime/models/whisper_window_decoder.h"
+#include "tests/runtime/models/model_runner.h"
+
+namespace sensorium {
+namespace {
+
+class WhisperGoldenTest : public testing::TestWithParam<const char*> {
+ protected:
+  void SetUp() override {
+    runner_.emplace(dir_);
+    LoadedModel& m = runner_->model();
+    golden_ = ReadTestJson(dir_ + "/cases.json");
+    const std::string bytes = ReadTestFile(dir_ + "/" + golden_["audio"].get<std::string>());
+    auto samples = DecodeAudio({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}, {});
+    ASSERT_TRUE(samples.ok()) << samples.status();
+    // decode() sees the recording padded with silence to a whole window.
+    const int64_t window = m.info.window_ms * kAudioSampleRate / 1000;
+    mel_ = m.log_mel->Compute(*samples, window - static_cast<int64_t>(samples->size()));
+    ASSERT_EQ(mel_.frames, m.whisper->config().window_frames());
+    cross_.emplace(runner_->NewTable());
+    cross_->Grow(m.whisper->config().audio_positions);
+  }
+  void Encode(const StageProbe* probe = nullptr) {
+    LoadedModel& m = runner_->model();
+    std::vector<int64_t> slots(m.whisper->config().audio_positions);
+    for (size_t i = 0; i < slots.size(); ++i) slots[i] = cross_->Slot(static_cast<int64_t>(i));
+    m.whisper->Encode(mel_.data, m.cross_kv, slots, runner_->workspace(), probe);
+  }
+
+  // Runs one window's decoder over the network, hypotheses in their own block tables.
+  WhisperWindowResult Decode(WhisperWindowDecoder& decoder) {
+    const size_t vocab = runner_->vocab();
+    const std::vector<int32_t>& prompt = decoder.prompt();
+    const int32_t last = static_cast<int32_t>(prompt.size()) - 1;
+    std::vector<int32_t> wanted = {decoder.sot_index()};
+    if (last != wanted[0]) wanted.push_back(last);
+    std::vector<BlockTable> rows;
+    rows.push_back(runner_->NewTable());
+    std::vector<float> logits = runner_->Run(prompt, 0, rows[0], wanted, &*cross_);
+    decoder.Start(std::span(logits).first(vocab), std::span(logits).last(vocab));
+    int64_t position = last + 1;
+    while (!decoder.done()) {
+      const auto next = decoder.next();
+      StepBatch batch;
+      std::vector<BlockTable> forked;
+      for (const auto& n : next) {
+        forked.push_back(rows[n.parent].Fork(position, batch.copies()));
+      }
+      rows = std::move(forked);
+      const int32_t first = 0;
+      for (size_t r = 0; r < next.size(); ++r) {
+        rows[r].Grow(position + 1);
+        batch.Add({.tokens = std::span(&next[r].token, 1),
+                   .first_position = position,
+                   .self = &rows[r],
+                   .cross = &*cross_,
+                   .cross_len = runner_->model().whisper->config().audio_positions,
+                   .wanted = std::span(&first, 1),
+                   .features = {},
+                   .feature_rows = {},
+                   .feature_offsets = {}});
+      }
+      logits = runner_->Forward(batch);
+      std::vector<std::span<const float>> by_row;
+      for (size_t r = 0; r < rows.size(); ++r) {
+        by_row.push_back(std::span(logits).subspan(r * vocab, vocab));
+      }
+      decoder.Advance(by_row);
+      ++position;
+    }
+    return decoder.Result();
+  }
+
+  const std::string dir_ = std::string(SENSORIUM_TEST_DATA) + "/" + GetParam();
+  std::optional<ModelRunner> runner_;
+  nlohmann::json golden_;
+  MelSpectrogram mel_;
+  std::optional<BlockTable> cross_;
+};
+
+TEST_P(WhisperGoldenTest, MelEncoderAndForcedLogitsAreTheReferences) {
+  const auto stages = ReadStages(dir_ + "/stages.safetensors");
+  const int32_t mels = mel_.mels;
+  double sum = 0;
+  for (const float x : mel_.data) sum += x;
+  EXPECT_NEAR(sum, golden_["mel"]["sum"].get<double>(), 0.5);
+  {
+    const StageTensor& want = stages.at("mel_first_600_frames");  // [mels, 600]
+    std::vector<float> got;
+    for (int32_t m = 0; m < mels; ++m) {
+      for (int64_t f = 0; f < 600; ++f) got.push_back(mel_.data[f * mels + m]);
+    }
+    EXPECT_LT(RelativeError(got, want.data), 1e-4);
+  }
+  std::vector<float> encoder;
+  const StageProbe probe = [&](std::string_view, ConstTensorView x) {
+    for (int64_t r = 0; r < x.rows(); r += 25) {
+      const float* row = x.as<const float>() + r * x.row_stride();
+      encoder.insert(encoder.end(), row, row + x.row_elements());
+    }
+  };
+  Encode(&probe);
+  EXPECT_LT(RelativeError(encoder, stages.at("encoder_every25th_position").data), 1e-4);
+
+  const auto prompt = golden_["forced_prompt"].get<std::vector<int32_t>>();
+  std::vector<int32_t> wanted(prompt.size());
+  std::iota(wanted.begin(), wanted.end(), 0);
+  BlockTable table = runner_->NewTable();
+  const std::vector<float> logits = runner_->Run(prompt, 0, table, wanted, &*cross_);
+  EXPECT_LT(RelativeError(logits, stages.at("logits").data), 1e-4);
+}
+
+TEST_P(WhisperGoldenTest, EveryDecodeRunGivesTheReferencesTokens) {
+  LoadedModel& m = runner_->model();
+  const WhisperVocabulary& vocabulary = *m.vocabulary;
+  const WhisperConfig& config = m.whisper->config();
+  Encode();
+  int runs = 0;
+  for (const auto& run : golden_["decode"]) {
+    const auto& given = run["options"];
+    SCOPED_TRACE(given.dump());
+    WhisperTranscriptionOptions t;
+    t.window_frames = config.window_frames();
+    t.window_seconds = static_cast<double>(m.info.window_ms) / 1000.0;
+    t.content_frames = config.window_frames();
+    t.text_context = config.text_positions;
+    t.translate = given.value("task", "transcribe") == "translate";
+    t.timestamps = !given.value("without_timestamps", false);
+    t.prompt = given.value("prompt", "");
+    t.prefix = given.value("prefix", "");
+    t.sample_len = given["sample_len"].get<int32_t>();
+    if (vocabulary.multilingual) {
+      if (given["language"].is_null()) {
+        BlockTable table = runner_->NewTable();
+        const int32_t first = 0;
+        const auto logits = runner_->Run({&vocabulary.sot, 1}, 0, table, {&first, 1}, &*cross_);
+        const auto detected = DetectLanguage(logits, vocabulary);
+        t.language_id = detected.id;
+        EXPECT_EQ(detected.code, run["language"].get<std::string>());
+        EXPECT_NEAR(detected.probability, run["language_probs_top5"][0][1].get<double>(), 1e-5);
+      } else {
+        t.language_id = vocabulary.LanguageId(given["language"].get<std::string>());
+        ASSERT_TRUE(t.language_id.has_value());
+      }
+    }
+    WhisperTranscription transcription(vocabulary, *m.tokenizer, t);
+    const auto window = transcription.NextWindow();
+    ASSERT_TRUE(window.has_value());
+    WhisperWindowOptions o;
+    o.beam_size = given.value("beam_size", 0);
+    o.patience = given.value("patience", 0.0f);
+    if (given.contains("length_penalty")) o.length_penalty = given["length_penalty"].get<float>();
+    o.sample_len = t.sample_len;
+    o.without_timestamps = !t.timestamps;
+    if (given.value("suppress_tokens", "-1") == "-1") o.suppress = vocabulary.suppress_tokens;
+    o.suppress_blank = given.value("suppress_blank", true);
+    const double max_initial = given.value("max_initial_timestamp", 1.0);
+    o.max_initial_timestamp_index = static_cast<int32_t>(std::lround(max_initial / 0.02));
+    WhisperWindowDecoder decoder(vocabulary, *m.tokenizer, o, window->prompt, window->sot_index,
+                                 config.text_positions);
+    const WhisperWindowResult result = Decode(decoder);
+    EXPECT_EQ(result.tokens, run["tokens"].get<std::vector<int32_t>>());
+    EXPECT_EQ(result.text, run["text"].get<std::string>());
+    EXPECT_NEAR(result.avg_logprob, run["avg_logprob"].get<double>(), 1e-4);
+    EXPECT_NEAR(result.no_speech_prob, run["no_speech_prob"].get<double>(), 1e-6);
+    EXPECT_NEAR(result.compression_ratio, run["compression_ratio"].get<double>(), 1e-5);
+    ++runs;
+  }
+  EXPECT_GT(runs, 8);
+}
+
+INSTANTIATE_TEST_SUITE_P(Layouts, WhisperGoldenTest, testing::Values("whisper-v3", "whisper-en"),
+                         [](const auto& info) {
+                           std::string name = info.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
+                         });
+
+}  // namespace
+}  // namespace sensorium
