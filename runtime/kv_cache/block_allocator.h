@@ -2,7 +2,8 @@
 //
 // One pool for every kind of KV (LLM, Whisper self-attention, Whisper cross-attention). A request
 // reserves its worst case before it is admitted, so Allocate never fails for who keeps to it.
-// Invariant: every id is in free_ or has refs_[id] > 0, never both; used() <= reserved() <= total().
+// Invariant: every id is in free_ or has refs_[id] > 0, never both; used() <= reserved() <=
+// total().
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,6 @@
 #include "runtime/base/block_id.h"
 
 namespace sensorium {
-
 
 class BlockAllocator {
  public:

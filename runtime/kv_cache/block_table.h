@@ -9,8 +9,9 @@
 
 namespace sensorium {
 
-// Whole-block copy that a fork asks the device for. Copies run in the order they were asked for: when
-// a table goes between two forks, its block may be the second fork's `to`.
+// Whole-block copy that a fork asks the device for. Copies run in the order they were asked for
+// (when a table goes between two forks, its block may be the second fork's `to`) and before any
+// table grows: the parent may let `from` go, and its next owner, of any model, writes to it.
 struct BlockCopy {
   BlockId to;
   BlockId from;
@@ -32,8 +33,8 @@ class BlockTable {
   void Grow(int64_t tokens);
   void Clear();  // gives every block back
 
-  // A second table with the same first `tokens` tokens: full blocks are shared (nobody writes a full
-  // block again), a partly filled last one gets a copy of its own, which the device is to make
+  // A second table with the same first `tokens` tokens: full blocks are shared (nobody writes a
+  // full block again), a partly filled last one gets a copy of its own, which the device is to make
   // before the next write to either.
   BlockTable Fork(int64_t tokens, std::vector<BlockCopy>& copies) const;
 

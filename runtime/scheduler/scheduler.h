@@ -2,9 +2,9 @@
 //
 // A job is one request's stream of work: encode units (image crops, audio windows), then prefill
 // tokens, then decode rows, as often as it says (a recording goes round once per window). Jobs are
-// admitted in the order they came, each with its worst-case blocks and rows reserved; the first that
-// does not fit waits, and everybody behind it too. Within a step decodes go first, then prefill
-// chunks under the token budget, then encode units under theirs, oldest job first.
+// admitted in the order they came, each with its worst-case blocks and rows reserved; the first
+// that does not fit waits, and everybody behind it too. Within a step decodes go first, then
+// prefill chunks under the token budget, then encode units under theirs, oldest job first.
 #pragma once
 
 #include <cstdint>
@@ -34,8 +34,8 @@ struct SchedulerOptions {
 
 struct JobSpec {
   JobId id = 0;
-  int32_t blocks = 0;  // worst case, of all its tables together
-  int32_t rows = 1;    // most rows it decodes at once, at least 1: what keeps a prefill moving
+  int32_t blocks = 0;     // worst case, of all its tables together
+  int32_t rows = 1;       // most rows it decodes at once, at least 1: what keeps a prefill moving
   int32_t unit_cost = 1;  // of one encode unit, in crops; at least 1
 };
 
@@ -82,7 +82,7 @@ class Scheduler {
   const SchedulerOptions options_;
   BlockAllocator& blocks_;
   std::deque<JobSpec> waiting_;
-  std::map<int64_t, Job> running_;       // by order of admission
+  std::map<int64_t, Job> running_;        // by order of admission
   std::map<JobId, int64_t> order_by_id_;  // of running jobs
   int64_t next_order_ = 0;
   int32_t rows_reserved_ = 0;
