@@ -131,7 +131,7 @@ class EngineImpl : public Engine {
   std::unique_ptr<Scheduler> scheduler_;
   std::map<JobId, Running> jobs_;
   std::vector<StepBatch> batches_;              // by model
-  std::vector<std::vector<BlockCopy>> copies_;  // by model, before its next forward pass
+  std::vector<BlockCopy> copies_;  // asked for by the forks of one forward pass
   std::vector<float> host_logits_;
   JobId next_job_ = 1;
   int64_t steps_ = 0;
@@ -241,7 +241,6 @@ absl::Status EngineImpl::TakeMemory() {
                        .chaos_seed = config_.chaos_seed},
       *blocks_);
   batches_.resize(models_.size());
-  copies_.resize(models_.size());
   stats_.blocks_total = blocks_->total();
   spdlog::info("{}: {} KV blocks of {} KiB, workspace {} MiB", backend_->description(), num_blocks,
                block_bytes >> 10, workspace_bytes >> 20);
@@ -604,8 +603,6 @@ void EngineImpl::Forward(int32_t m, const std::vector<std::pair<Job*, WorkKind>>
   const Clock::time_point start = Clock::now();
   LoadedModel& model = *models_[m];
   StepBatch& batch = batches_[m];
-  for (const BlockCopy& copy : copies_[m]) backend_->CopyKvBlock(model.self_kv, copy.to, copy.from);
-  copies_[m].clear();
   const int32_t rows = batch.logit_rows();
   const int32_t vocab = model.vocab_size();
   CHECK_LE(rows, max_logit_rows_);
@@ -627,16 +624,17 @@ void EngineImpl::Forward(int32_t m, const std::vector<std::pair<Job*, WorkKind>>
     const int32_t end = i + 1 < jobs.size() ? first_rows[i + 1] : rows;
     job->OnForward(host.subspan(static_cast<size_t>(first_rows[i]) * vocab,
                                 static_cast<size_t>(end - first_rows[i]) * vocab),
-                   copies_[m]);
+                   copies_);
   }
+  // At once, while the sources still hold what the forks are to have: nothing has been allocated or
+  // written since.
+  for (const BlockCopy& copy : copies_) backend_->CopyKvBlock(model.self_kv, copy.to, copy.from);
+  copies_.clear();
 }
 
 void EngineImpl::Reap() {
   for (auto it = jobs_.begin(); it != jobs_.end();) {
     if (it->second.job->Ended()) {
-      // A copy for a block that went back to the pool must not run over its next owner's.
-      std::erase_if(copies_[it->second.job->model().index],
-                    [&](const BlockCopy& c) { return blocks_->refs(c.to) == 0; });
       scheduler_->Remove(it->first);
       it = jobs_.erase(it);
     } else {
