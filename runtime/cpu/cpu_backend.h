@@ -9,7 +9,9 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "runtime/backend/backend.h"
 #include "runtime/cpu/aligned_buffer.h"
@@ -27,10 +29,6 @@ struct CpuBackendOptions {
   bool pin_threads = false;       // bind each thread of the pool to a core
   std::optional<CpuLevel> level;  // default: the best this machine has
 };
-
-// Cores that this process may use: the smaller of its affinity mask and its cgroup's CPU quota
-// (rounded up), at least 1.
-int UsableCores();
 
 class CpuBackend final : public Backend {
  public:
@@ -83,8 +81,6 @@ class CpuBackend final : public Backend {
   // Runs body(begin, end) over [0, rows) in ranges of some 16 K elements, `elements` in a row:
   // less than that is done before another thread is awake.
   void ForRows(int64_t rows, int64_t elements, absl::FunctionRef<void(int64_t, int64_t)> body);
-  // The calling thread's attention scratch, at least `bytes`.
-  std::byte* WorkerScratch(int worker, size_t bytes);
 
   // Constant after construction.
   const CpuLevel level_;
@@ -94,7 +90,11 @@ class CpuBackend final : public Backend {
   GemmScratch gemm_;
   // Grow-only. One per thread of the pool, each used by that thread alone.
   std::unique_ptr<AlignedBuffer[]> worker_scratch_;
-  AlignedBuffer shared_scratch_;  // one op's operands prepared for all threads
+  AlignedBuffer tiles_;  // PagedAttention: the first row tile of each sequence
+  // Rope: the angles of the last call. A forward pass asks for the same ones in every layer.
+  std::vector<int32_t> rope_positions_;
+  std::vector<float> rope_inv_freq_;
+  AlignedBuffer rope_table_;  // float32 [tokens, 2, head_dim / 2]: cosines, sines
 };
 
 }  // namespace sensorium
