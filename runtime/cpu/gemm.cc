@@ -12,6 +12,8 @@ namespace {
 constexpr int64_t kBlockSteps = 256;
 constexpr int64_t kBlockRows = 384;
 constexpr int64_t kBlockPanels = 4;
+constexpr int64_t kCachedBytes = 12 << 20;  // what stays in L3 from one use to the next
+constexpr int64_t kStreamBytes = 128 << 10;
 constexpr int64_t kTasksPerThread = 4;  // enough for the threads to end level
 
 constexpr int64_t DivUp(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -33,7 +35,8 @@ struct Gemm {
   Activation activation;
   bool add;
 
-  int64_t step_bytes() const { return set.input == GemmInput::kRoundedFloat32 ? 8 : 4; }
+  bool widens() const { return set.input == GemmInput::kRoundedFloat32; }
+  int64_t step_bytes() const { return widens() ? 8 : 4; }
 
   // Bias, activation and store of sums c [rows, panels * 32] that belong at (row, panel).
   void Finish(const float* c, int64_t c_stride, int64_t row, int64_t rows, int64_t panel,
@@ -78,11 +81,15 @@ struct Gemm {
   }
 
   // Many rows: block by block over the steps, so that a block of x stays in L2 and a panel's block
-  // in L1; sums [rows, panels * 32] wait in `sums` between blocks.
-  void Block(Range rows, Range panels, float* sums) const {
+  // in L1; sums [rows, panels * 32] wait in `sums` between blocks. bfloat16 weights that the
+  // kernels would widen in every tile are widened once per block, into `widened`: the chains of
+  // multiply-adds stay the same.
+  void Block(Range rows, Range panels, float* widened, float* sums) const {
     const int64_t num_rows = rows.end - rows.begin, num_panels = panels.end - panels.begin;
     const int64_t tiles = DivUp(num_rows, set.max_rows);
-    const int64_t blocks = DivUp(w.steps_per_tap(), kBlockSteps);
+    const int64_t blocks = DivUp(w.steps_per_tap(), kBlockSteps * 4 / step_bytes());
+    const bool widen = widens() && tiles > 1;
+    const GemmKernelSet& tile_set = widen ? *kernels.float32 : set;
     const bool one_block = w.taps() * blocks == 1;
     for (int64_t tap = 0; tap < w.taps(); ++tap) {
       for (int64_t block = 0; block < blocks; ++block) {
@@ -91,21 +98,25 @@ struct Gemm {
         const bool last = tap == w.taps() - 1 && block == blocks - 1;
         for (int64_t p = 0; p < num_panels; ++p) {
           const int64_t panel = panels.begin + p;
-          const std::byte* panel_steps =
-              w.panel(panel) + (tap * w.steps_per_tap() + steps.begin) * kGemmStepBytes;
+          const char* panel_steps = reinterpret_cast<const char*>(w.panel(panel)) +
+                                    (tap * w.steps_per_tap() + steps.begin) * kGemmStepBytes;
+          if (widen) {
+            kernels.widen(widened, panel_steps, steps.end - steps.begin);
+            panel_steps = reinterpret_cast<const char*>(widened);
+          }
           for (int64_t t = 0; t < tiles; ++t) {
             const Range tile = Part(num_rows, tiles, t);
             const int64_t row = rows.begin + tile.begin, count = tile.end - tile.begin;
             float* c = one_block ? sums : sums + (p * num_rows + tile.begin) * kGemmPanel;
-            set.tile[count](
+            tile_set.tile[count](
                 {.c = c,
                  .c_stride = kGemmPanel,
                  .a = reinterpret_cast<const char*>(
                      a.data + row * a.row_stride + tap * a.tap_stride + steps.begin * step_bytes()),
                  .a_stride = a.row_stride,
-                 .w = reinterpret_cast<const char*>(panel_steps),
+                 .w = panel_steps,
                  .w_stride = 0,
-                 .steps = steps.end - steps.begin,
+                 .steps = (steps.end - steps.begin) * (widen ? 2 : 1),
                  .accumulate = !first});
             if (last) Finish(c, kGemmPanel, row, count, panel, 1);
           }
@@ -138,10 +149,14 @@ void RunGemm(const PackedLinear& w, ThreadPool& pool, GemmScratch& scratch, Tens
   const int64_t panels = w.num_panels();
 
   if (a.rows <= gemm.set.max_rows && gemm.set.stream[a.rows] != nullptr) {
+    // Runs of neighbouring panels of some kStreamBytes: long enough for the prefetches, which reach
+    // past a panel's end, to serve the thread that made them; at least two runs a thread.
     const int64_t group = gemm.set.stream_panels[a.rows];
-    const int64_t groups = DivUp(panels, group);
-    pool.ParallelFor(groups,
-                     [&](int64_t i) { gemm.Stream(i * group, std::min((i + 1) * group, panels)); });
+    const int64_t most = std::max<int64_t>(1, panels / (2 * pool.threads()));
+    const int64_t run = DivUp(std::clamp<int64_t>(kStreamBytes / w.panel_bytes(), 1, most), group);
+    pool.ParallelFor(DivUp(panels, run * group), [&](int64_t i) {
+      gemm.Stream(i * run * group, std::min((i + 1) * run * group, panels));
+    });
     return;
   }
 
@@ -149,14 +164,24 @@ void RunGemm(const PackedLinear& w, ThreadPool& pool, GemmScratch& scratch, Tens
   const int64_t tasks_wanted = pool.threads() == 1 ? 1 : kTasksPerThread * pool.threads();
   const int64_t panel_blocks =
       std::min(panels, std::max(DivUp(panels, kBlockPanels), DivUp(tasks_wanted, row_blocks)));
-  const int64_t sums_bytes =
-      DivUp(a.rows, row_blocks) * DivUp(panels, panel_blocks) * kGemmPanel * sizeof(float);
-  std::byte* sums = scratch.sums.Reserve(sums_bytes * pool.threads());
-  // Neighbouring tasks share panels, so that both threads read the same weights at a time.
+  // Per thread: a widened block of a panel, then the sums.
+  const int64_t widened_bytes = gemm.widens() ? kBlockSteps * kGemmStepBytes : 0;
+  const int64_t thread_bytes = widened_bytes + DivUp(a.rows, row_blocks) *
+                                                   DivUp(panels, panel_blocks) * kGemmPanel *
+                                                   sizeof(float);
+  std::byte* sums = scratch.sums.Reserve(thread_bytes * pool.threads());
+  // Tasks next to each other run at the same time and share either panels or rows of x; the other
+  // operand comes from memory again each time, unless it is small. Whichever moves fewer bytes.
+  const int64_t w_bytes = panels * w.panel_bytes(), x_bytes = a.rows * a.row_stride;
+  const bool share_panels = w_bytes + x_bytes * (x_bytes > kCachedBytes ? panel_blocks : 1) <=
+                            x_bytes + w_bytes * (w_bytes > kCachedBytes ? row_blocks : 1);
   pool.ParallelForWorkers(row_blocks * panel_blocks, [&](int64_t task, int worker) {
-    gemm.Block(Part(a.rows, row_blocks, task % row_blocks),
-               Part(panels, panel_blocks, task / row_blocks),
-               reinterpret_cast<float*>(sums + worker * sums_bytes));
+    const int64_t row_block = share_panels ? task % row_blocks : task / panel_blocks;
+    const int64_t panel_block = share_panels ? task / row_blocks : task % panel_blocks;
+    std::byte* scratch_of_worker = sums + worker * thread_bytes;
+    gemm.Block(Part(a.rows, row_blocks, row_block), Part(panels, panel_blocks, panel_block),
+               reinterpret_cast<float*>(scratch_of_worker),
+               reinterpret_cast<float*>(scratch_of_worker + widened_bytes));
   });
 }
 

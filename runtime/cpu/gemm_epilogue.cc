@@ -9,6 +9,7 @@ namespace sensorium::SENSORIUM_CPU_LEVEL {
 void GemmFinishRows(const GemmFinish& f);
 void GemmConvert(void* y, GemmInput input, const void* x, bool x_is_bfloat16, int64_t n,
                  int64_t padded);
+void GemmWiden(float* y, const void* panel, int64_t steps);
 void GemmSiluMul(float* y, const float* up, const float* gate, int64_t n);
 
 namespace {
@@ -49,12 +50,12 @@ inline F Sigmoid(F x) {
 
 // x/2 (1 + erf(x / sqrt 2)) as x Phi(x), so that the negative side does not cancel.
 // |x| < 1: Phi = 1/2 + x P(x^2), Taylor to x^15 (Abramowitz & Stegun 26.2.10).
-// Else by erfc: with t = |x| / sqrt 2, u = 3 / (t + 3) and s = 1 - 2u, erfc(t) = e^(-t^2) u R(s), the
-// change of variable of Shepherd & Laframboise 1981 (Math. Comp. 36). R is a Chebyshev interpolant
-// of degree 9, our own fit on t in [0, 9.5]: relative error of erfc 4e-9 before rounding.
-// Against double (packed_linear_test.cc): within 3 ulp of the result for x >= -1, the worst where
-// 1/2 - |x| P cancels, which is below 1 ulp of erf itself; relative error 2e-6 in [-13, -1], where it
-// is the rounding of t^2 in the exponent.
+// Else by erfc: with t = |x| / sqrt 2, u = 3 / (t + 3) and s = 1 - 2u, erfc(t) = e^(-t^2) u R(s),
+// the change of variable of Shepherd & Laframboise 1981 (Math. Comp. 36). R is a Chebyshev
+// interpolant of degree 9, our own fit on t in [0, 9.5]: relative error of erfc 4e-9 before
+// rounding. Against double (packed_linear_test.cc): within 3 ulp of the result for x >= -1, the
+// worst where 1/2 - |x| P cancels, which is below 1 ulp of erf itself; relative error 2e-6 in [-13,
+// -1], where it is the rounding of t^2 in the exponent.
 inline F Gelu(F x) {
   const F square = x * x;
   F p = square * (-1.f / 9676800) + (1.f / 599040);
@@ -166,6 +167,17 @@ void GemmConvert(void* y, GemmInput input, const void* x, bool x_is_bfloat16, in
     __builtin_memcpy(from, in + i * in_bytes, have * in_bytes);
     StoreInput(to, input, 0, x_is_bfloat16 ? WidenBFloat16(from) : Load(from));
     __builtin_memcpy(out + i * out_bytes, to, want * out_bytes);
+  }
+}
+
+void GemmWiden(float* y, const void* panel, int64_t steps) {
+  const char* in = static_cast<const char*>(panel);
+  for (int64_t step = 0; step < steps; ++step) {
+    for (int n = 0; n < kGemmPanel; n += kWidth) {
+      const U pair = LoadBits(in + step * kGemmStepBytes + n * 4);
+      Store(y + (2 * step) * kGemmPanel + n, reinterpret_cast<F>(pair << 16));
+      Store(y + (2 * step + 1) * kGemmPanel + n, reinterpret_cast<F>(pair & 0xffff0000u));
+    }
   }
 }
 

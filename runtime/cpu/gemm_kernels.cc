@@ -12,15 +12,16 @@ static_assert(static_cast<int>(Activation::kNone) == 0);
 static_assert(static_cast<int>(Activation::kGelu) == 1);
 static_assert(static_cast<int>(Activation::kQuickGelu) == 2);
 
-#define SENSORIUM_GEMM_LEVEL(level)                                                               \
-  namespace level {                                                                               \
-  extern const GemmKernelSet kGemmFloat32, kGemmBFloat16;                                         \
-  void GemmFinishRows(const GemmFinish& f);                                                       \
-  void GemmConvert(void* y, GemmInput input, const void* x, bool x_is_bfloat16, int64_t n,        \
-                   int64_t padded);                                                               \
-  void GemmSiluMul(float* y, const float* up, const float* gate, int64_t n);                      \
-  constexpr GemmKernels kGemmTable = {&kGemmFloat32, &kGemmBFloat16, GemmFinishRows, GemmConvert, \
-                                      GemmSiluMul};                                               \
+#define SENSORIUM_GEMM_LEVEL(level)                                                        \
+  namespace level {                                                                        \
+  extern const GemmKernelSet kGemmFloat32, kGemmBFloat16;                                  \
+  void GemmFinishRows(const GemmFinish& f);                                                \
+  void GemmConvert(void* y, GemmInput input, const void* x, bool x_is_bfloat16, int64_t n, \
+                   int64_t padded);                                                        \
+  void GemmWiden(float* y, const void* panel, int64_t steps);                              \
+  void GemmSiluMul(float* y, const float* up, const float* gate, int64_t n);               \
+  constexpr GemmKernels kGemmTable = {&kGemmFloat32, &kGemmBFloat16, GemmFinishRows,       \
+                                      GemmConvert,   GemmWiden,      GemmSiluMul};         \
   }
 
 SENSORIUM_GEMM_LEVEL(portable)

@@ -66,6 +66,8 @@ struct GemmKernels {
   // y [padded] <- x [n] as `input`, zeros behind n. x float32 or bfloat16.
   void (*convert)(void* y, GemmInput input, const void* x, bool x_is_bfloat16, int64_t n,
                   int64_t padded);
+  // A panel's run of bfloat16 pairs [steps, 32, 2] as float32 [2 * steps, 32].
+  void (*widen)(float* y, const void* panel, int64_t steps);
   void (*silu_mul)(float* y, const float* up, const float* gate, int64_t n);  // y may be up or gate
 };
 

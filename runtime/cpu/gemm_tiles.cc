@@ -2,7 +2,7 @@
 // steps. Twins of one loop: float32, bfloat16 pairs by vdpbf16ps, bfloat16 pairs widened.
 //
 // Registers   avx512: 12 rows x 2 vectors of sums, 2 of weights, 1 broadcast, of 32. avx2: 6 x 2 of
-//             16. portable: 4 x 2 of 16.
+//             16. portable: 3 x 4 of 16, weights from memory.
 // Traffic     per step of a 12-row tile 128 B of weights and 48 B of x for 768 multiply-adds (1536
 //             in bfloat16): bound by the FMA units when both come from L2. With 1-2 rows bound by
 //             DRAM: several panels at once keep as many streams open as the prefetchers like.
@@ -24,6 +24,7 @@ struct Float32Step {
   template <int kRows, int kVectors, typename Row, typename Weight>
   static inline __attribute__((always_inline)) void Run(F (&sum)[kRows][kVectors], Row row,
                                                         Weight weight) {
+#if defined(__AVX2__)
     F w[kVectors];
 #pragma GCC unroll 16
     for (int j = 0; j < kVectors; ++j) w[j] = Load(weight(j));
@@ -33,6 +34,20 @@ struct Float32Step {
 #pragma GCC unroll 16
       for (int j = 0; j < kVectors; ++j) sum[r][j] = MulAdd(x, w[j], sum[r][j]);
     }
+#else
+    // Few registers: weights are memory operands, read again for each row. Hiding the pointer keeps
+    // the compiler from loading them once and then spilling.
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const F x = Broadcast(row(r));
+      const char* w = weight(0);
+      asm("" : "+r"(w));
+      static_assert(kVectors * kWidth <= kGemmPanel);  // one panel
+#pragma GCC unroll 16
+      for (int j = 0; j < kVectors; ++j)
+        sum[r][j] = MulAdd(x, LoadAligned(w + j * kWidth * 4), sum[r][j]);
+    }
+#endif
   }
 };
 
@@ -171,9 +186,9 @@ constexpr GemmKernelSet Kernels(GemmInput input) {
 template <typename Step>
 constexpr GemmKernelSet Kernels(GemmInput input) {
   return {.input = input,
-          .max_rows = 4,
+          .max_rows = 3,
           .tile = {nullptr, Tile<Step, 1, 1, 8, false>, Tile<Step, 2, 1, 4, false>,
-                   Tile<Step, 3, 1, 2, false>, Tile<Step, 4, 1, 2, false>},
+                   Tile<Step, 3, 1, 4, false>},
           .stream = {nullptr, Tile<Step, 1, 1, 8, true>},
           .stream_panels = {0, 1}};
 }
