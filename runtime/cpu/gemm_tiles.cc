@@ -24,7 +24,6 @@ struct Float32Step {
   template <int kRows, int kVectors, typename Row, typename Weight>
   static inline __attribute__((always_inline)) void Run(F (&sum)[kRows][kVectors], Row row,
                                                         Weight weight) {
-#if defined(__AVX2__)
     F w[kVectors];
 #pragma GCC unroll 16
     for (int j = 0; j < kVectors; ++j) w[j] = Load(weight(j));
@@ -34,20 +33,6 @@ struct Float32Step {
 #pragma GCC unroll 16
       for (int j = 0; j < kVectors; ++j) sum[r][j] = MulAdd(x, w[j], sum[r][j]);
     }
-#else
-    // Few registers: weights are memory operands, read again for each row. Hiding the pointer keeps
-    // the compiler from loading them once and then spilling.
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const F x = Broadcast(row(r));
-      const char* w = weight(0);
-      asm("" : "+r"(w));
-      static_assert(kVectors * kWidth <= kGemmPanel);  // one panel
-#pragma GCC unroll 16
-      for (int j = 0; j < kVectors; ++j)
-        sum[r][j] = MulAdd(x, LoadAligned(w + j * kWidth * 4), sum[r][j]);
-    }
-#endif
   }
 };
 
@@ -186,9 +171,10 @@ constexpr GemmKernelSet Kernels(GemmInput input) {
 template <typename Step>
 constexpr GemmKernelSet Kernels(GemmInput input) {
   return {.input = input,
-          .max_rows = 3,
+          .max_rows = 6,
           .tile = {nullptr, Tile<Step, 1, 1, 8, false>, Tile<Step, 2, 1, 4, false>,
-                   Tile<Step, 3, 1, 4, false>},
+                   Tile<Step, 3, 1, 2, false>, Tile<Step, 4, 1, 2, false>,
+                   Tile<Step, 5, 1, 2, false>, Tile<Step, 6, 1, 2, false>},
           .stream = {nullptr, Tile<Step, 1, 1, 8, true>},
           .stream_panels = {0, 1}};
 }

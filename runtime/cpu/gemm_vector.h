@@ -22,7 +22,6 @@ typedef int32_t I __attribute__((vector_size(kWidth * 4)));
 typedef uint32_t U __attribute__((vector_size(kWidth * 4)));
 typedef uint16_t H __attribute__((vector_size(kWidth * 2)));  // bfloat16 bits
 // The same at any address, over any type's bytes.
-typedef float FAligned __attribute__((vector_size(kWidth * 4), may_alias));
 typedef float FAny __attribute__((vector_size(kWidth * 4), aligned(1), may_alias));
 typedef uint32_t UAny __attribute__((vector_size(kWidth * 4), aligned(1), may_alias));
 typedef uint16_t HAny __attribute__((vector_size(kWidth * 2), aligned(1), may_alias));
@@ -30,7 +29,6 @@ typedef float FloatAny __attribute__((aligned(1), may_alias));
 typedef uint32_t UintAny __attribute__((aligned(1), may_alias));
 
 inline F Load(const void* p) { return *static_cast<const FAny*>(p); }
-inline F LoadAligned(const void* p) { return *static_cast<const FAligned*>(p); }
 inline U LoadBits(const void* p) { return *static_cast<const UAny*>(p); }
 inline void Store(void* p, F v) { *static_cast<FAny*>(p) = v; }
 inline F Set(float v) { return v - F{}; }  // v - 0 is v, -0 too
