@@ -1,0 +1,71 @@
+// PNG through libspng, row by row, so that a file that lies about its size spends no memory on it.
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/media/image_codecs.h"
+#include "spng.h"
+
+namespace sensorium {
+namespace {
+
+struct FreeContext {
+  void operator()(spng_ctx* ctx) const { spng_ctx_free(ctx); }
+};
+
+// what is wrong with the file, in libspng's words
+absl::Status Damaged(int code) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("the PNG image is damaged: ", spng_strerror(code)));
+}
+
+// Rows as they come. The vector's memory is reserved, but touched only as far as rows have come.
+int DecodeRows(spng_ctx* ctx, const ImageInfo& info, std::vector<uint8_t>& pixels) {
+  const size_t row_bytes = size_t{3} * info.width;
+  pixels.reserve(row_bytes * info.height);
+  int code = spng_decode_image(ctx, nullptr, 0, SPNG_FMT_RGB8, SPNG_DECODE_PROGRESSIVE);
+  for (int32_t y = 0; y < info.height && code == 0; ++y) {
+    pixels.resize(row_bytes * (y + 1));
+    code = spng_decode_row(ctx, pixels.data() + row_bytes * y, row_bytes);
+  }
+  return code == SPNG_EOI ? 0 : code;  // libspng says "end of image" with the last row
+}
+
+}  // namespace
+
+absl::StatusOr<ImageInfo> ReadPng(std::span<const uint8_t> bytes, const ImageLimits& limits,
+                                  RgbImage* image) {
+  const std::unique_ptr<spng_ctx, FreeContext> ctx(spng_ctx_new(0));
+  if (ctx == nullptr) return absl::ResourceExhaustedError("no memory for the PNG decoder");
+  // Chunks beside the picture (profiles, texts) are kept in memory: as much as the file itself.
+  int code = spng_set_chunk_limits(ctx.get(), limits.max_bytes, limits.max_bytes);
+  // A damaged chunk beside the picture does not spoil the picture.
+  if (code == 0) code = spng_set_crc_action(ctx.get(), SPNG_CRC_ERROR, SPNG_CRC_DISCARD);
+  if (code == 0) code = spng_set_png_buffer(ctx.get(), bytes.data(), bytes.size());
+  spng_ihdr header = {};
+  if (code == 0) code = spng_get_ihdr(ctx.get(), &header);
+  if (code != 0) return Damaged(code);
+  const bool interlaced = header.interlace_method != SPNG_INTERLACE_NONE;
+  RETURN_IF_ERROR(
+      CheckImageSize(header.width, header.height, /*whole_in_memory=*/false, "PNG", limits));
+  const ImageInfo info = {static_cast<int32_t>(header.width), static_cast<int32_t>(header.height),
+                          "PNG"};
+  if (image == nullptr) return info;
+
+  image->width = info.width;
+  image->height = info.height;
+  // RGB8 expands palettes and grey, keeps the high byte of 16 bits and, without further flags,
+  // ignores transparency and gamma.
+  if (interlaced) {
+    image->pixels.resize(size_t{3} * info.width * info.height);
+    code =
+        spng_decode_image(ctx.get(), image->pixels.data(), image->pixels.size(), SPNG_FMT_RGB8, 0);
+  } else {
+    code = DecodeRows(ctx.get(), info, image->pixels);
+  }
+  if (code != 0) return Damaged(code);
+  return info;
+}
+
+}  // namespace sensorium
