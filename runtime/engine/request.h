@@ -4,13 +4,13 @@
 
 #include <chrono>
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "runtime/sampling/sampling_params.h"
 
 namespace sensorium {
 
@@ -31,18 +31,6 @@ struct Part {
 struct Message {
   Role role = Role::kUser;
   std::vector<Part> parts;
-};
-
-struct SamplingParams {
-  float temperature = 0;  // 0: greedy
-  int32_t top_k = 0;      // 0: off
-  float top_p = 1;        // (0, 1]; 1: off
-  float min_p = 0;        // [0, 1); 0: off
-  float repetition_penalty = 1;
-  float presence_penalty = 0;
-  float frequency_penalty = 0;
-  uint64_t seed = 0;
-  std::map<int32_t, float> logit_bias;  // token id -> added to its logit
 };
 
 struct GenerateRequest {
