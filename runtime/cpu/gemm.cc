@@ -38,45 +38,38 @@ struct Gemm {
   bool widens() const { return set.input == GemmInput::kRoundedFloat32; }
   int64_t step_bytes() const { return widens() ? 8 : 4; }
 
-  // Bias, activation and store of sums c [rows, panels * 32] that belong at (row, panel).
-  void Finish(const float* c, int64_t c_stride, int64_t row, int64_t rows, int64_t panel,
-              int64_t panels) const {
+  // Bias, activation and store of sums c [rows, 32] that belong at (row, panel).
+  void Finish(const float* c, int64_t row, int64_t rows, int64_t panel) const {
     const int64_t column = panel * kGemmPanel;
     const int64_t element = row * y.row_stride() + column;
     kernels.finish({.y = y.bytes() + element * static_cast<int64_t>(SizeOf(y.dtype())),
                     .y_stride = y.row_stride(),
                     .c = c,
-                    .c_stride = c_stride,
+                    .c_stride = kGemmPanel,
                     .bias = w.bias() + column,
                     .rows = rows,
-                    .columns = std::min(panels * kGemmPanel, w.out_features() - column),
+                    .columns = std::min<int64_t>(kGemmPanel, w.out_features() - column),
                     .activation = activation,
                     .y_is_bfloat16 = y.dtype() == DType::kBFloat16,
                     .add = add});
   }
 
-  // Few rows: every row's sums stay in registers from the first step to the last, several panels
-  // stream by at once. Panels [begin, end).
+  // Few rows: every row's sums stay in registers from the first step to the last while panels
+  // [begin, end) stream by.
   void Stream(int64_t begin, int64_t end) const {
-    const int rows = static_cast<int>(a.rows);
-    alignas(64) float c[kGemmMaxRows * 4 * kGemmPanel];
-    for (int64_t panel = begin; panel < end;) {
-      const int panels = end - panel >= set.stream_panels[rows] ? set.stream_panels[rows] : 1;
-      const GemmTileFn tile = panels > 1 ? set.stream[rows] : set.tile[rows];
-      const int64_t c_stride = panels * kGemmPanel;
+    alignas(64) float c[kGemmMaxRows * kGemmPanel];
+    for (int64_t panel = begin; panel < end; ++panel) {
       for (int64_t tap = 0; tap < w.taps(); ++tap) {
-        tile({.c = c,
-              .c_stride = c_stride,
-              .a = reinterpret_cast<const char*>(a.data + tap * a.tap_stride),
-              .a_stride = a.row_stride,
-              .w = reinterpret_cast<const char*>(w.panel(panel)) +
-                   tap * w.steps_per_tap() * kGemmStepBytes,
-              .w_stride = w.panel_bytes(),
-              .steps = w.steps_per_tap(),
-              .accumulate = tap > 0});
+        set.stream[a.rows]({.c = c,
+                            .c_stride = kGemmPanel,
+                            .a = reinterpret_cast<const char*>(a.data + tap * a.tap_stride),
+                            .a_stride = a.row_stride,
+                            .w = reinterpret_cast<const char*>(w.panel(panel)) +
+                                 tap * w.steps_per_tap() * kGemmStepBytes,
+                            .steps = w.steps_per_tap(),
+                            .accumulate = tap > 0});
       }
-      Finish(c, c_stride, 0, rows, panel, panels);
-      panel += panels;
+      Finish(c, 0, a.rows, panel);
     }
   }
 
@@ -115,10 +108,9 @@ struct Gemm {
                      a.data + row * a.row_stride + tap * a.tap_stride + steps.begin * step_bytes()),
                  .a_stride = a.row_stride,
                  .w = panel_steps,
-                 .w_stride = 0,
                  .steps = (steps.end - steps.begin) * (widen ? 2 : 1),
                  .accumulate = !first});
-            if (last) Finish(c, kGemmPanel, row, count, panel, 1);
+            if (last) Finish(c, row, count, panel);
           }
         }
       }
@@ -151,12 +143,10 @@ void RunGemm(const PackedLinear& w, ThreadPool& pool, GemmScratch& scratch, Tens
   if (a.rows <= gemm.set.max_rows && gemm.set.stream[a.rows] != nullptr) {
     // Runs of neighbouring panels of some kStreamBytes: long enough for the prefetches, which reach
     // past a panel's end, to serve the thread that made them; at least two runs a thread.
-    const int64_t group = gemm.set.stream_panels[a.rows];
     const int64_t most = std::max<int64_t>(1, panels / (2 * pool.threads()));
-    const int64_t run = DivUp(std::clamp<int64_t>(kStreamBytes / w.panel_bytes(), 1, most), group);
-    pool.ParallelFor(DivUp(panels, run * group), [&](int64_t i) {
-      gemm.Stream(i * run * group, std::min((i + 1) * run * group, panels));
-    });
+    const int64_t run = std::clamp<int64_t>(kStreamBytes / w.panel_bytes(), 1, most);
+    pool.ParallelFor(DivUp(panels, run),
+                     [&](int64_t i) { gemm.Stream(i * run, std::min((i + 1) * run, panels)); });
     return;
   }
 

@@ -15,16 +15,15 @@ inline constexpr int kGemmPanel = 32;       // outputs per panel
 inline constexpr int kGemmStepBytes = 128;  // of a panel; see packed_linear.h
 inline constexpr int kGemmMaxRows = 12;     // of any level's tile
 
-// c[r, n] (+)= sum over steps of a[r, step] w[step, n], for a fixed number of rows and panels.
+// c[r, n] (+)= sum over steps of a[r, step] w[step, n], for a fixed number of rows of one panel.
 // Each (r, n) is one chain of multiply-adds in ascending order, the same in every kernel of a
 // level.
 struct GemmTile {
-  float* c;          // [rows, panels * 32]
+  float* c;          // [rows, 32]
   int64_t c_stride;  // floats
   const char* a;     // [rows, steps * step_bytes of the kernel set]
   int64_t a_stride;  // bytes
-  const char* w;     // [panels, steps, 128 bytes]
-  int64_t w_stride;  // bytes from panel to panel
+  const char* w;     // [steps, 128 bytes]
   int64_t steps;
   bool accumulate;  // go on from what c holds, instead of from zero
 };
@@ -40,10 +39,9 @@ enum class GemmInput : uint8_t {
 struct GemmKernelSet {
   GemmInput input;
   int max_rows;                         // of `tile`
-  GemmTileFn tile[kGemmMaxRows + 1];    // [rows], one panel
-  GemmTileFn stream[kGemmMaxRows + 1];  // [rows], several panels at once, to stream weights from
-                                        // DRAM; null where rows are too many for the registers
-  int stream_panels[kGemmMaxRows + 1];
+  GemmTileFn tile[kGemmMaxRows + 1];    // by number of rows
+  GemmTileFn stream[kGemmMaxRows + 1];  // the same for weights that come from DRAM; null for more
+                                        // rows than one pass over a whole panel serves well
 };
 
 // y = act(c + bias), or y += c + bias. The same vector code for every element, wherever it lies.

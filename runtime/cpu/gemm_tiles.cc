@@ -1,11 +1,11 @@
-// The microkernels: a tile of rows x panels of outputs whose sums stay in registers over a run of
+// The microkernels: a tile of rows x 32 outputs whose sums stay in registers over a run of
 // steps. Twins of one loop: float32, bfloat16 pairs by vdpbf16ps, bfloat16 pairs widened.
 //
 // Registers   avx512: 12 rows x 2 vectors of sums, 2 of weights, 1 broadcast, of 32. avx2: 6 x 2 of
-//             16. portable: 3 x 4 of 16, weights from memory.
+//             16, portable too (its product takes the one left).
 // Traffic     per step of a 12-row tile 128 B of weights and 48 B of x for 768 multiply-adds (1536
-//             in bfloat16): bound by the FMA units when both come from L2. With 1-2 rows bound by
-//             DRAM: several panels at once keep as many streams open as the prefetchers like.
+//             in bfloat16): bound by the FMA units when both come from L2. With few rows bound by
+//             DRAM: one stream of weights, prefetched. Four panels at a time were 5-10 % slower.
 // Numerics    see packed_linear.h: one chain per (row, output), steps ascending.
 #include "runtime/cpu/gemm_kernels.h"
 #include "runtime/cpu/gemm_vector.h"
@@ -89,18 +89,17 @@ struct BFloat16Step {
 constexpr GemmInput kBFloat16Input = GemmInput::kRoundedFloat32;
 #endif
 
-// kGroup vectors of each panel at a time: as many as the registers hold.
-template <typename Step, int kRows, int kPanels, int kGroup, bool kPrefetch>
+// kVectors of a panel's vectors at a time: as many as the registers hold. kPrefetch: the weights
+// come from DRAM.
+template <typename Step, int kRows, int kVectors, bool kPrefetch>
 void Tile(const GemmTile& t) {
-  constexpr int kVectors = kPanels * kGroup;
-  for (int group = 0; group < kPanelVectors; group += kGroup) {
+  for (int group = 0; group < kPanelVectors; group += kVectors) {
     F sum[kRows][kVectors];
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
       for (int j = 0; j < kVectors; ++j) {
-        const float* c =
-            t.c + r * t.c_stride + j / kGroup * kGemmPanel + (group + j % kGroup) * kWidth;
+        const float* c = t.c + r * t.c_stride + (group + j) * kWidth;
         sum[r][j] = t.accumulate ? Load(c) : F{};
       }
     }
@@ -109,31 +108,25 @@ void Tile(const GemmTile& t) {
     const char* a[(kRows + 2) / 3];
 #pragma GCC unroll 4
     for (int i = 0; i < (kRows + 2) / 3; ++i) a[i] = t.a + 3 * i * t.a_stride;
-    const char* w[kPanels];
-#pragma GCC unroll 4
-    for (int p = 0; p < kPanels; ++p) w[p] = t.w + p * t.w_stride + group * kWidth * 4;
+    const char* w = t.w + group * kWidth * 4;
 #pragma GCC unroll 2
     for (int64_t step = t.steps; step > 0; --step) {
       if constexpr (kPrefetch) {
-#pragma GCC unroll 4
-        for (int p = 0; p < kPanels; ++p) {
-          __builtin_prefetch(w[p] + kPrefetchBytes);
-          __builtin_prefetch(w[p] + kPrefetchBytes + 64);
-        }
+        __builtin_prefetch(w + kPrefetchBytes);
+        __builtin_prefetch(w + kPrefetchBytes + 64);
       }
       Step::Run(
           sum, [&](int r) { return a[r / 3] + r % 3 * t.a_stride; },
-          [&](int j) { return w[j / kGroup] + j % kGroup * kWidth * 4; });
+          [&](int j) { return w + j * kWidth * 4; });
 #pragma GCC unroll 4
       for (int i = 0; i < (kRows + 2) / 3; ++i) a[i] += Step::kInputBytes;
-#pragma GCC unroll 4
-      for (int p = 0; p < kPanels; ++p) w[p] += kGemmStepBytes;
+      w += kGemmStepBytes;
     }
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
       for (int j = 0; j < kVectors; ++j) {
-        float* c = t.c + r * t.c_stride + j / kGroup * kGemmPanel + (group + j % kGroup) * kWidth;
+        float* c = t.c + r * t.c_stride + (group + j) * kWidth;
         Store(c, sum[r][j]);
       }
     }
@@ -146,37 +139,33 @@ constexpr GemmKernelSet Kernels(GemmInput input) {
   return {
       .input = input,
       .max_rows = 12,
-      .tile = {nullptr, Tile<Step, 1, 1, 2, false>, Tile<Step, 2, 1, 2, false>,
-               Tile<Step, 3, 1, 2, false>, Tile<Step, 4, 1, 2, false>, Tile<Step, 5, 1, 2, false>,
-               Tile<Step, 6, 1, 2, false>, Tile<Step, 7, 1, 2, false>, Tile<Step, 8, 1, 2, false>,
-               Tile<Step, 9, 1, 2, false>, Tile<Step, 10, 1, 2, false>, Tile<Step, 11, 1, 2, false>,
-               Tile<Step, 12, 1, 2, false>},
-      .stream = {nullptr, Tile<Step, 1, 4, 2, true>, Tile<Step, 2, 4, 2, true>,
-                 Tile<Step, 3, 2, 2, true>, Tile<Step, 4, 2, 2, true>, Tile<Step, 5, 2, 2, true>,
-                 Tile<Step, 6, 2, 2, true>, Tile<Step, 7, 1, 2, true>, Tile<Step, 8, 1, 2, true>},
-      .stream_panels = {0, 4, 4, 2, 2, 2, 2, 1, 1}};
+      .tile = {nullptr, Tile<Step, 1, 2, false>, Tile<Step, 2, 2, false>, Tile<Step, 3, 2, false>,
+               Tile<Step, 4, 2, false>, Tile<Step, 5, 2, false>, Tile<Step, 6, 2, false>,
+               Tile<Step, 7, 2, false>, Tile<Step, 8, 2, false>, Tile<Step, 9, 2, false>,
+               Tile<Step, 10, 2, false>, Tile<Step, 11, 2, false>, Tile<Step, 12, 2, false>},
+      .stream = {nullptr, Tile<Step, 1, 2, true>, Tile<Step, 2, 2, true>, Tile<Step, 3, 2, true>,
+                 Tile<Step, 4, 2, true>, Tile<Step, 5, 2, true>, Tile<Step, 6, 2, true>,
+                 Tile<Step, 7, 2, true>, Tile<Step, 8, 2, true>}};
 }
 #elif defined(__AVX2__)
 template <typename Step>
 constexpr GemmKernelSet Kernels(GemmInput input) {
-  return {.input = input,
-          .max_rows = 6,
-          .tile = {nullptr, Tile<Step, 1, 1, 4, false>, Tile<Step, 2, 1, 4, false>,
-                   Tile<Step, 3, 1, 2, false>, Tile<Step, 4, 1, 2, false>,
-                   Tile<Step, 5, 1, 2, false>, Tile<Step, 6, 1, 2, false>},
-          .stream = {nullptr, Tile<Step, 1, 2, 4, true>, Tile<Step, 2, 1, 4, true>},
-          .stream_panels = {0, 2, 1}};
+  return {
+      .input = input,
+      .max_rows = 6,
+      .tile = {nullptr, Tile<Step, 1, 4, false>, Tile<Step, 2, 4, false>, Tile<Step, 3, 2, false>,
+               Tile<Step, 4, 2, false>, Tile<Step, 5, 2, false>, Tile<Step, 6, 2, false>},
+      .stream = {nullptr, Tile<Step, 1, 4, true>, Tile<Step, 2, 4, true>}};
 }
 #else
 template <typename Step>
 constexpr GemmKernelSet Kernels(GemmInput input) {
-  return {.input = input,
-          .max_rows = 6,
-          .tile = {nullptr, Tile<Step, 1, 1, 8, false>, Tile<Step, 2, 1, 4, false>,
-                   Tile<Step, 3, 1, 2, false>, Tile<Step, 4, 1, 2, false>,
-                   Tile<Step, 5, 1, 2, false>, Tile<Step, 6, 1, 2, false>},
-          .stream = {nullptr, Tile<Step, 1, 1, 8, true>},
-          .stream_panels = {0, 1}};
+  return {
+      .input = input,
+      .max_rows = 6,
+      .tile = {nullptr, Tile<Step, 1, 8, false>, Tile<Step, 2, 4, false>, Tile<Step, 3, 2, false>,
+               Tile<Step, 4, 2, false>, Tile<Step, 5, 2, false>, Tile<Step, 6, 2, false>},
+      .stream = {nullptr, Tile<Step, 1, 8, true>}};
 }
 #endif
 
