@@ -131,16 +131,16 @@ absl::Status CheckFormat(const SF_INFO& info, const AudioLimits& limits) {
 }
 
 // interleaved [frames, channels] -> mono [frames], in place: the mean, as ffmpeg's down-mix of
-// stereo. False: a sample is NaN or infinite.
-bool DownMix(std::span<float> block, int64_t frames, int32_t channels) {
+// stereo. Returns the first frame with a NaN or an infinity; `frames` when there is none.
+int64_t DownMix(std::span<float> block, int64_t frames, int32_t channels) {
   for (int64_t i = 0; i < frames; ++i) {
     float sum = block[i * channels];
     for (int32_t c = 1; c < channels; ++c) sum += block[i * channels + c];
     // Not a number once in it, never out again: the sum tells for all channels.
-    if (!std::isfinite(sum)) return false;
+    if (!std::isfinite(sum)) return i;
     block[i] = channels == 1 ? sum : sum / static_cast<float>(channels);
   }
-  return true;
+  return frames;
 }
 
 }  // namespace
@@ -157,8 +157,10 @@ absl::StatusOr<std::vector<float>> DecodeAudio(std::span<const uint8_t> bytes,
   SF_INFO info = {};
   const std::unique_ptr<SNDFILE, CloseFile> file(sf_open_virtual(&io, SFM_READ, &info, &memory));
   if (file == nullptr) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the recording cannot be read as audio: ", sf_strerror(nullptr)));
+    // The library keeps why in a global that threads share, so its words might be another's.
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the recording (", bytes.size(),
+        " bytes) cannot be read as audio: its format is unknown or its header damaged"));
   }
   RETURN_IF_ERROR(CheckFormat(info, limits));
   ASSIGN_OR_RETURN(Resampler resampler, Resampler::Create(info.samplerate));
@@ -175,10 +177,9 @@ absl::StatusOr<std::vector<float>> DecodeAudio(std::span<const uint8_t> bytes,
           absl::StrCat("the recording has ", static_cast<double>(total) / info.samplerate,
                        " seconds or more; the limit is ", limits.max_seconds));
     }
-    if (!DownMix(block, frames, info.channels)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the recording has samples that are no finite number, within ", kBlockFrames,
-                       " frames before frame ", total));
+    if (const int64_t good = DownMix(block, frames, info.channels); good < frames) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "the recording has a sample that is no finite number, in frame ", total - frames + good));
     }
     RETURN_IF_ERROR(resampler.Push(std::span(block).first(frames), out));
   }
