@@ -13,15 +13,15 @@ const GemmKernelSet& SetFor(const GemmKernels& kernels, DType storage) {
   return storage == DType::kBFloat16 ? *kernels.bfloat16 : *kernels.float32;
 }
 
-// One product: rows x panels, as many panels at once as the kernels for so few rows can stream.
-void Multiply(const GemmKernelSet& set, int rows, int64_t panels, GemmTile tile) {
-  for (int64_t p = 0; p < panels;) {
-    const bool stream = set.stream[rows] != nullptr && panels - p >= set.stream_panels[rows];
-    (stream ? set.stream : set.tile)[rows](tile);
-    const int64_t done = stream ? set.stream_panels[rows] : 1;
-    tile.c += done * KvPanels::kLanes;
-    tile.w += done * tile.w_stride;
-    p += done;
+// One product: rows x panels, panel after panel. Few rows are bound by memory: those kernels
+// prefetch.
+void Multiply(const GemmKernelSet& set, int rows, int64_t panels, int64_t panel_bytes,
+              GemmTile tile) {
+  const GemmTileFn run = set.stream[rows] != nullptr ? set.stream[rows] : set.tile[rows];
+  for (int64_t p = 0; p < panels; ++p) {
+    run(tile);
+    tile.c += KvPanels::kLanes;
+    tile.w += panel_bytes;
   }
 }
 
@@ -78,13 +78,12 @@ void AttentionRows::Scores(const KvHead& kv, const Buffers& b, int rows, int64_t
   const KvPanels& p = kv.panels;
   for (int64_t first = 0, i = 0; first < keys; first += p.keys, ++i) {
     const int64_t in_block = std::min(p.keys, keys - first);
-    Multiply(set_, rows, (in_block + KvPanels::kLanes - 1) / KvPanels::kLanes,
+    Multiply(set_, rows, (in_block + KvPanels::kLanes - 1) / KvPanels::kLanes, p.key_panel_bytes(),
              {.c = b.s + first,
               .c_stride = b.s_stride,
               .a = b.q,
               .a_stride = b.q_stride,
               .w = reinterpret_cast<const char*>(kv.block(i)),
-              .w_stride = p.key_panel_bytes(),
               .steps = p.key_steps(),
               .accumulate = false});
   }
@@ -97,7 +96,7 @@ void AttentionRows::AddValues(const KvHead& kv, const Buffers& b, int row, int r
   while (begin < end) {
     const int64_t block = begin / p.keys, offset = begin % p.keys;
     const int64_t keys = std::min(p.keys - offset, end - begin);
-    Multiply(set_, rows, p.value_panels(),
+    Multiply(set_, rows, p.value_panels(), p.value_panel_bytes(),
              {.c = b.acc + row * b.acc_stride,
               .c_stride = b.acc_stride,
               .a = reinterpret_cast<const char*>(b.s + row * b.s_stride) +
@@ -105,7 +104,6 @@ void AttentionRows::AddValues(const KvHead& kv, const Buffers& b, int row, int r
               .a_stride = b.s_stride * 4,
               .w = reinterpret_cast<const char*>(kv.block(block)) + p.values_offset() +
                    offset / per_step_ * KvPanels::kStepBytes,
-              .w_stride = p.value_panel_bytes(),
               .steps = keys / per_step_,
               .accumulate = begin > 0});
     begin += keys;
@@ -126,13 +124,12 @@ void AttentionRows::AddLastValue(const KvHead& kv, const Buffers& b, int row, in
     std::memset(to, 0, KvPanels::kStepBytes);
     for (int64_t d = 0; d < KvPanels::kLanes; ++d) std::memcpy(to + d * 4, from + d * 4, 2);
   }
-  Multiply(set_, rows, p.value_panels(),
+  Multiply(set_, rows, p.value_panels(), KvPanels::kStepBytes,
            {.c = b.acc + row * b.acc_stride,
             .c_stride = b.acc_stride,
             .a = reinterpret_cast<const char*>(b.s + row * b.s_stride) + key / 2 * step_bytes_,
             .a_stride = b.s_stride * 4,
             .w = b.last,
-            .w_stride = KvPanels::kStepBytes,
             .steps = 1,
             .accumulate = key > 0});
 }

@@ -1,0 +1,111 @@
+// One CPU backend per level and dtype, and how far its results may be from the truth.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <random>
+#include <span>
+#include <sstream>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "gtest/gtest.h"
+#include "runtime/cpu/cpu_backend.h"
+#include "tests/reference/array.h"
+#include "tests/runtime/cpu/random_matrix.h"
+
+namespace sensorium {
+
+// Bounds on |result - truth|, by the dtype of what is rounded.
+struct Tolerance {
+  double result;     // of |truth|: the rounding of the stored result
+  double operation;  // of the operation's magnitude: roundings within it
+};
+// float32: a handful of roundings of 2^-24, and exp and sums of some thousand terms. bfloat16: half
+// an ulp is 2^-9 of the value; within an operation something is rounded to it twice at most.
+constexpr Tolerance ToleranceOf(DType t) {
+  return t == DType::kBFloat16 ? Tolerance{0x1p-8, 0x1p-7} : Tolerance{0x1p-22, 0x1p-20};
+}
+
+class OpsTest : public ::testing::TestWithParam<std::tuple<CpuLevel, DType>> {
+ protected:
+  static std::unique_ptr<Backend> MakeBackend(CpuLevel level, DType dtype, int threads) {
+    auto backend = CpuBackend::Create({.dtype = dtype, .threads = threads, .level = level});
+    CHECK(backend.ok()) << backend.status().ToString();
+    return std::move(backend).value();
+  }
+
+  CpuLevel level() const { return std::get<0>(GetParam()); }
+  DType dtype() const { return std::get<1>(GetParam()); }
+  // The dtypes that an activation may have.
+  std::vector<DType> Acts() const {
+    if (dtype() == DType::kFloat32) return {DType::kFloat32};
+    return {DType::kFloat32, DType::kBFloat16};
+  }
+  // Rows 3 elements apart from each other and everything unset poisoned with NaN.
+  Matrix Poisoned(int64_t rows, int64_t columns, DType t) { return Matrix(rows, columns, t, 3); }
+  Matrix Random(int64_t rows, int64_t columns, DType t) {
+    return Matrix::Random(rng_, rows, columns, t, 3);
+  }
+  int64_t Below(int64_t n) { return std::uniform_int_distribution<int64_t>(0, n - 1)(rng_); }
+
+  std::mt19937 rng_{20250311};
+  std::unique_ptr<Backend> be_ = MakeBackend(level(), dtype(), 3);
+};
+
+// The values as doubles; `as` bfloat16: as the backend reads them where it stores that type.
+inline reference::Array Truth(const Matrix& m, DType as = DType::kFloat32) {
+  reference::Array a(m.rows(), m.columns());
+  for (int64_t r = 0; r < m.rows(); ++r)
+    for (int64_t c = 0; c < m.columns(); ++c) a(r, c) = m.GetAs(as, r, c);
+  return a;
+}
+
+inline ConstTensorView View(const Matrix& m) { return m.view(); }
+
+// A contiguous float32 vector.
+inline ConstTensorView Vector(const std::vector<float>& v) {
+  return {reinterpret_cast<const std::byte*>(v.data()),
+          DType::kFloat32,
+          {static_cast<int64_t>(v.size())}};
+}
+inline std::vector<float> RandomVector(std::mt19937& rng, int64_t n) {
+  std::normal_distribution<float> normal;
+  std::vector<float> v(n);
+  for (float& x : v) x = normal(rng);
+  return v;
+}
+inline reference::Array Truth(const std::vector<float>& v) {
+  reference::Array a(1, static_cast<int64_t>(v.size()));
+  std::copy(v.begin(), v.end(), a.values.begin());
+  return a;
+}
+
+// Each |y - truth| <= result |truth| + operation magnitude; padding between rows untouched.
+inline void ExpectNear(const Matrix& y, const reference::Array& truth,
+                       const reference::Array& magnitude, Tolerance tolerance) {
+  ASSERT_EQ(y.rows(), truth.rows);
+  ASSERT_EQ(y.columns(), truth.columns);
+  int64_t wrong = 0;
+  std::string first;
+  for (int64_t r = 0; r < y.rows(); ++r) {
+    for (int64_t c = 0; c < y.columns(); ++c) {
+      const double bound = tolerance.result * std::fabs(truth(r, c)) +
+                           tolerance.operation * std::fabs(magnitude(r, c));
+      if (std::fabs(y.Get(r, c) - truth(r, c)) <= bound) continue;  // false for a NaN
+      if (wrong++ == 0) {
+        std::ostringstream where;
+        where << "(" << r << ", " << c << ") is " << y.Get(r, c) << ", truth " << truth(r, c)
+              << ", bound " << bound;
+        first = where.str();
+      }
+    }
+  }
+  EXPECT_EQ(wrong, 0) << "of " << y.rows() << " x " << y.columns() << "; first " << first;
+  EXPECT_TRUE(y.PaddingUntouched());
+}
+
+}  // namespace sensorium

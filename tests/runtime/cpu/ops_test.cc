@@ -1,0 +1,420 @@
+// Every op of the seam but attention (attention_test.cc) on every CPU level and dtype, against
+// tests/reference.
+#include <algorithm>
+#include <cstring>
+#include <numeric>
+
+#include "absl/status/status.h"
+#include "runtime/cpu/host_limits.h"
+#include "tests/reference/linear.h"
+#include "tests/reference/norms.h"
+#include "tests/runtime/cpu/ops_fixture.h"
+
+namespace sensorium {
+namespace {
+
+constexpr DType kF32 = DType::kFloat32, kBf16 = DType::kBFloat16, kF16 = DType::kFloat16;
+constexpr int64_t kWidths[] = {1, 97, 128, 1027};  // tails and whole vectors
+
+TEST_P(OpsTest, RmsNormMatchesTheReference) {
+  for (DType x_type : Acts()) {
+    for (DType y_type : Acts()) {
+      for (int64_t n : kWidths) {
+        const Matrix x = Random(7, n, x_type);
+        const std::vector<float> weight = RandomVector(rng_, n);
+        const reference::Array truth = reference::RmsNorm(Truth(x), Truth(weight), 1e-5);
+        const Tolerance t = {ToleranceOf(y_type).result, ToleranceOf(x_type).operation};
+        Matrix y = Poisoned(7, n, y_type);
+        be_->RmsNorm(y.view(), View(x), Vector(weight), 1e-5f);
+        ExpectNear(y, truth, truth, t);
+
+        Matrix in_place = x;
+        be_->RmsNorm(in_place.view(), View(in_place), Vector(weight), 1e-5f);
+        if (x_type == y_type) {
+          for (int64_t r = 0; r < 7; ++r) EXPECT_TRUE(in_place.SameRowBits(r, y, r));
+        }
+
+        if (y_type != kF32) continue;
+        Matrix sum = Random(7, n, kF32);
+        reference::Array sum_truth = Truth(sum);
+        for (size_t i = 0; i < truth.values.size(); ++i) sum_truth.values[i] += truth.values[i];
+        be_->AddRmsNorm(sum.view(), View(x), Vector(weight), 1e-5f);
+        ExpectNear(sum, sum_truth, truth, t);
+      }
+    }
+  }
+}
+
+TEST_P(OpsTest, LayerNormMatchesTheReferenceFarFromZero) {
+  for (DType x_type : Acts()) {
+    for (DType y_type : Acts()) {
+      for (int64_t n : kWidths) {
+        Matrix x = Random(5, n, x_type);
+        for (int64_t c = 0; c < n; ++c) x.Set(2, c, x.Get(2, c) + 100);  // a mean that cancels
+        const std::vector<float> weight = RandomVector(rng_, n), bias = RandomVector(rng_, n);
+        const reference::Array truth =
+            reference::LayerNorm(Truth(x), Truth(weight), Truth(bias), 1e-5);
+        reference::Array magnitude = truth;
+        for (int64_t r = 0; r < 5; ++r) {
+          for (int64_t c = 0; c < n; ++c) {
+            magnitude(r, c) = std::fabs(bias[c]) + 10 * std::fabs(weight[c]);
+            if (r == 2) magnitude(r, c) *= 10;  // 100 / sigma: relative errors of x - mean
+          }
+        }
+        Matrix y = Poisoned(5, n, y_type);
+        be_->LayerNorm(y.view(), View(x), Vector(weight), Vector(bias), 1e-5f);
+        ExpectNear(y, truth, magnitude, {ToleranceOf(y_type).result, ToleranceOf(kF32).operation});
+
+        if (x_type != y_type) continue;
+        be_->LayerNorm(x.view(), View(x), Vector(weight), Vector(bias), 1e-5f);
+        for (int64_t r = 0; r < 5; ++r) EXPECT_TRUE(x.SameRowBits(r, y, r));
+      }
+    }
+  }
+}
+
+TEST_P(OpsTest, SiluMulMatchesTheReferenceAtAnyMagnitude) {
+  for (DType in : Acts()) {
+    for (DType out : Acts()) {
+      for (int64_t n : {int64_t{1}, int64_t{97}, int64_t{20011}}) {
+        const Matrix up = Random(3, n, in);
+        Matrix gate = Random(3, n, in);
+        for (int64_t c = 0; c < n; ++c) gate.Set(1, c, gate.Get(1, c) * 40);
+        const reference::Array truth = reference::SiluMul(Truth(up), Truth(gate));
+        reference::Array magnitude = truth;
+        // Below e^-87 the sigmoid is 0: an absolute error of 1e-37 |gate up|.
+        for (size_t i = 0; i < truth.values.size(); ++i)
+          magnitude.values[i] = std::fabs(truth.values[i]) + 1e-28;
+        Matrix y = Poisoned(3, n, out);
+        be_->SiluMul(y.view(), View(up), View(gate));
+        ExpectNear(y, truth, magnitude, {ToleranceOf(out).result, ToleranceOf(kF32).operation});
+      }
+    }
+  }
+}
+
+TEST_P(OpsTest, RopeMatchesTheReferenceAtLongPositions) {
+  for (DType t : Acts()) {
+    for (int64_t dims : {2, 34, 64, 128}) {
+      const int64_t heads = 3;
+      std::vector<float> inv_freq(dims / 2);
+      for (int64_t i = 0; i < dims / 2; ++i)
+        inv_freq[i] = static_cast<float>(std::pow(10000.0, -2.0 * i / dims));
+      const std::vector<int32_t> positions = {0, 1, 4095, 131071, 77};
+      for (int repeat = 0; repeat < 2; ++repeat) {  // the second time from the remembered angles
+        Matrix x = Random(5, heads * dims, t);
+        const reference::Array truth = reference::Rope(Truth(x), positions, inv_freq);
+        const reference::Array magnitude(5, heads * dims);
+        reference::Array one = magnitude;
+        std::fill(one.values.begin(), one.values.end(), 4.0);
+        be_->Rope(x.view().SplitColumns(heads), positions, inv_freq);
+        ExpectNear(x, truth, one, {ToleranceOf(t).result, ToleranceOf(kF32).operation});
+      }
+      // Fewer tokens, other positions: nothing of the last call is left.
+      Matrix x = Random(2, heads * dims, t);
+      const std::vector<int32_t> others = {0, 2};
+      const reference::Array truth = reference::Rope(Truth(x), others, inv_freq);
+      reference::Array one(2, heads * dims);
+      std::fill(one.values.begin(), one.values.end(), 4.0);
+      be_->Rope(x.view().SplitColumns(heads), others, inv_freq);
+      ExpectNear(x, truth, one, {ToleranceOf(t).result, ToleranceOf(kF32).operation});
+    }
+  }
+}
+
+TEST_P(OpsTest, EmbedReadsStackedTablesOfAnyTypeExactly) {
+  for (DType table_type : {kF32, kBf16, kF16}) {
+    for (int64_t n : {1, 97, 256}) {
+      // Odd addresses: a safetensors file aligns to nothing.
+      const Matrix first = Matrix::Random(rng_, 5, n, table_type, 0, 1);
+      const Matrix second = Matrix::Random(rng_, 3, n, table_type, 2, 0);
+      const ConstTensorView parts[] = {View(first), View(second)};
+      const auto table = be_->MakeTable(parts);
+      EXPECT_EQ(table->rows(), 8);
+      EXPECT_EQ(table->columns(), n);
+      const auto value = [&](int32_t id, int64_t c) {
+        return id < 5 ? first.GetAs(dtype(), id, c) : second.GetAs(dtype(), id - 5, c);
+      };
+      const std::vector<int32_t> ids = {7, -1, 0, 5, 4, 0};
+      Matrix y = Poisoned(6, n, kF32), sum = Random(6, n, kF32);
+      const Matrix before = sum, untouched = y;
+      be_->Embed(y.view(), *table, ids, /*add=*/false);
+      be_->Embed(sum.view(), *table, ids, /*add=*/true);
+      for (int64_t r = 0; r < 6; ++r) {
+        if (ids[r] < 0) {
+          EXPECT_TRUE(y.SameRowBits(r, untouched, r));
+          EXPECT_TRUE(sum.SameRowBits(r, before, r));
+          continue;
+        }
+        for (int64_t c = 0; c < n; ++c) {
+          ASSERT_EQ(y.Get(r, c), value(ids[r], c));
+          ASSERT_EQ(sum.Get(r, c), before.Get(r, c) + value(ids[r], c));
+        }
+      }
+      EXPECT_TRUE(y.PaddingUntouched() && sum.PaddingUntouched());
+    }
+  }
+}
+
+TEST_P(OpsTest, CopiesConvertBetweenActivationsExactly) {
+  for (DType from : Acts()) {
+    for (DType to : Acts()) {
+      const Matrix x = Random(9, 97, from);
+      Matrix y = Poisoned(9, 97, to);
+      be_->Copy(y.view(), View(x));
+      for (int64_t r = 0; r < 9; ++r)
+        for (int64_t c = 0; c < 97; ++c) ASSERT_EQ(y.Get(r, c), x.GetAs(to, r, c));
+      EXPECT_TRUE(y.PaddingUntouched());
+    }
+    std::vector<float> host = RandomVector(rng_, 9 * 97);
+    Matrix x = Poisoned(9, 97, from);
+    be_->CopyFromHost(x.view(), host);
+    Matrix rounded(1, 9 * 97, from);
+    for (int64_t i = 0; i < 9 * 97; ++i) rounded.Set(0, i, host[i]);
+    for (int64_t i = 0; i < 9 * 97; ++i) ASSERT_EQ(x.Get(i / 97, i % 97), rounded.Get(0, i));
+    EXPECT_TRUE(x.PaddingUntouched());
+    if (from != kF32) continue;
+    std::vector<float> back(9 * 97);
+    be_->CopyToHost(back, View(x));
+    EXPECT_EQ(back, host);
+  }
+}
+
+TEST_P(OpsTest, UploadWidensAnyTypeExactly) {
+  for (DType t : {kF32, kBf16, kF16}) {
+    const Matrix x = Random(4, 33, t);
+    const auto buffer = be_->UploadFloat32(View(x));
+    ASSERT_EQ(buffer->size_bytes(), 4u * 33 * 4);
+    const float* y = reinterpret_cast<const float*>(buffer->data());
+    for (int64_t i = 0; i < 4 * 33; ++i) ASSERT_EQ(y[i], x.Get(i / 33, i % 33));
+  }
+  // Every float16 there is, infinities, denormals and NaNs among them.
+  Matrix all(64, 1024, kF16);
+  for (int i = 0; i < 65536; ++i) all.SetBits(i / 1024, i % 1024, static_cast<uint16_t>(i));
+  const auto buffer = be_->UploadFloat32(View(all));
+  const float* y = reinterpret_cast<const float*>(buffer->data());
+  for (int i = 0; i < 65536; ++i) {
+    const float truth = static_cast<float>(FromFloat16(static_cast<uint16_t>(i)));
+    ASSERT_TRUE(y[i] == truth || (std::isnan(y[i]) && std::isnan(truth))) << i;
+  }
+}
+
+TEST_P(OpsTest, RowsAreGatheredScatteredAndAveraged) {
+  for (DType t : Acts()) {
+    for (int64_t n : {1, 97, 1024}) {
+      const Matrix x = Random(12, n, t);
+      const std::vector<int32_t> rows = {11, 3, 3, 0};
+      Matrix gathered = Poisoned(4, n, t);
+      be_->GatherRows(gathered.view(), View(x), rows);
+      for (int64_t r = 0; r < 4; ++r) EXPECT_TRUE(gathered.SameRowBits(r, x, rows[r]));
+      EXPECT_TRUE(gathered.PaddingUntouched());
+
+      const std::vector<int32_t> to = {5, 0, 2, 7};
+      Matrix sum = Random(8, n, kF32);
+      const Matrix before = sum;
+      be_->ScatterAddRows(sum.view(), View(gathered), to);
+      for (int64_t r = 0; r < 8; ++r) {
+        const auto at = std::find(to.begin(), to.end(), r);
+        for (int64_t c = 0; c < n; ++c) {
+          const float add = at == to.end() ? 0.f : gathered.Get(at - to.begin(), c);
+          ASSERT_EQ(sum.Get(r, c), before.Get(r, c) + add);
+        }
+      }
+
+      Matrix mean = Poisoned(3, n, t);
+      be_->MeanRows(mean.view(), View(x), 4);
+      const reference::Array truth = reference::MeanRows(Truth(x), 4);
+      reference::Array one(3, n);
+      std::fill(one.values.begin(), one.values.end(), 4.0);
+      ExpectNear(mean, truth, one, {ToleranceOf(t).result, ToleranceOf(kF32).operation});
+    }
+  }
+}
+
+TEST_P(OpsTest, LinearMatchesTheReference) {
+  for (DType x_type : Acts()) {
+    for (DType y_type : Acts()) {
+      for (Activation act : {Activation::kNone, Activation::kGelu, Activation::kQuickGelu}) {
+        const int64_t rows = 14, in = 97, out = 71;
+        const Matrix x = Random(rows, in, x_type), w = Random(out, in, kF32),
+                     b = Random(out, 1, kF32);
+        const LinearSource source = {View(w), b.vector()};
+        const auto packed = be_->PackLinear({&source, 1});
+        reference::Array bias(1, out);
+        for (int64_t o = 0; o < out; ++o) bias(0, o) = b.Get(o, 0);
+        const reference::Array truth =
+            reference::Linear(Truth(x, dtype()), Truth(w, dtype()), bias, act);
+        // Of |x| |W|: the sum over in = 97 products of absolute values has mean 0.64 * 97.
+        reference::Array magnitude(rows, out);
+        std::fill(magnitude.values.begin(), magnitude.values.end(), 100.0);
+        const Tolerance t = {ToleranceOf(y_type).result, ToleranceOf(kF32).operation};
+        Matrix y = Poisoned(rows, out, y_type);
+        be_->Linear(y.view(), View(x), *packed, act);
+        ExpectNear(y, truth, magnitude, t);
+        if (act != Activation::kNone || y_type != kF32) continue;
+        Matrix sum = Random(rows, out, kF32);
+        reference::Array sum_truth = Truth(sum);
+        for (size_t i = 0; i < truth.values.size(); ++i) sum_truth.values[i] += truth.values[i];
+        be_->AddLinear(sum.view(), View(x), *packed);
+        ExpectNear(sum, sum_truth, magnitude, t);
+      }
+    }
+  }
+}
+
+TEST_P(OpsTest, Conv1dMatchesTheReference) {
+  for (DType x_type : Acts()) {
+    for (int64_t stride : {1, 2}) {
+      const int64_t seqs = 2, frames = 31, in = 21, out = 37, kernel = 3;
+      const int64_t frames_out = (frames - 1) / stride + 1;
+      const Matrix x = Random(seqs * frames, in, x_type), b = Random(out, 1, kF32);
+      const Matrix w = Matrix::Random(rng_, out, in * kernel, kF32);
+      reference::Array bias(1, out);
+      for (int64_t o = 0; o < out; ++o) bias(0, o) = b.Get(o, 0);
+      const auto packed = be_->PackConv1d(View(w).Reshape({out, in, kernel}), b.vector());
+      const reference::Array truth = reference::Conv1d(Truth(x, dtype()), Truth(w, dtype()), bias,
+                                                       seqs, kernel, stride, Activation::kGelu);
+      reference::Array magnitude = truth;
+      std::fill(magnitude.values.begin(), magnitude.values.end(), 100.0);
+      Matrix y = Poisoned(seqs * frames_out, out, kF32);
+      be_->Conv1d(y.view(), View(x), *packed, seqs, kernel, stride, Activation::kGelu);
+      ExpectNear(y, truth, magnitude, ToleranceOf(kF32));
+    }
+  }
+}
+
+TEST_P(OpsTest, MixtureOfExpertsMatchesTheReference) {
+  constexpr int64_t kTokens = 9, kHidden = 33, kFfn = 19, kExperts = 6, kChosen = 2;
+  std::vector<ExpertWeights> experts;
+  std::vector<reference::Expert> truths;
+  for (int64_t e = 0; e < kExperts; ++e) {
+    const Matrix up_gate = Random(2 * kFfn, kHidden, kF32), down = Random(kHidden, kFfn, kF32);
+    const LinearSource a = {View(up_gate), {}}, b = {View(down), {}};
+    experts.push_back({be_->PackLinear({&a, 1}), be_->PackLinear({&b, 1})});
+    truths.push_back({Truth(up_gate, dtype()), Truth(down, dtype())});
+  }
+  const Matrix logits = Random(kTokens, kExperts, kF32);
+  const reference::Route route = reference::MoeRoute(Truth(logits), kChosen);
+  std::vector<int32_t> ids(kTokens * kChosen, -7);
+  const TensorView ids_view(reinterpret_cast<std::byte*>(ids.data()), DType::kInt32,
+                            {kTokens, kChosen});
+  Matrix weights(kTokens, kChosen, kF32);
+  be_->MoeRoute(ids_view, weights.view(), View(logits));
+  EXPECT_EQ(ids, route.ids);
+  for (int64_t i = 0; i < kTokens * kChosen; ++i)
+    ASSERT_NEAR(weights.Get(i / kChosen, i % kChosen), route.weights[i], 1e-6);
+
+  for (DType x_type : Acts()) {
+    const Matrix x = Random(kTokens, kHidden, x_type);
+    Matrix y = Random(kTokens, kHidden, kF32);
+    const reference::Array truth =
+        reference::AddMoe(Truth(y), Truth(x, dtype()), route.ids, route.weights, truths);
+    // What rounding the hidden layer costs: the sum of |down| |hidden| instead of down hidden.
+    reference::Array magnitude(kTokens, kHidden);
+    const reference::Array in = Truth(x, dtype());
+    for (int64_t i = 0; i < kTokens * kChosen; ++i) {
+      const reference::Expert& e = truths[route.ids[i]];
+      const reference::Array both =
+          reference::Linear(in, e.up_gate, reference::Array(1, 2 * kFfn), Activation::kNone);
+      for (int64_t f = 0; f < kFfn; ++f) {
+        const int64_t t = i / kChosen;
+        const double gate = both(t, kFfn + f), hidden = gate / (1 + std::exp(-gate)) * both(t, f);
+        for (int64_t c = 0; c < kHidden; ++c)
+          magnitude(t, c) += route.weights[i] * std::fabs(e.down(c, f) * hidden);
+      }
+    }
+    be_->AddMoe(y.view(), View(x), ids_view, View(weights), experts);
+    ExpectNear(y, truth, magnitude, {ToleranceOf(kF32).result, ToleranceOf(dtype()).operation / 2});
+  }
+}
+
+// Each op on one row at a time gives the bits of that row in the batch.
+TEST_P(OpsTest, ARowNeverSeesItsNeighbours) {
+  const int64_t rows = 23, n = 131;
+  const std::vector<float> weight = RandomVector(rng_, n), bias = RandomVector(rng_, n);
+  const Matrix w = Random(n, n, kF32);
+  const LinearSource source = {View(w), {}};
+  const auto packed = be_->PackLinear({&source, 1});
+  const std::vector<float> inv_freq = {1.f, 0.1f, 0.01f};
+  std::vector<int32_t> positions(rows);
+  for (int32_t& p : positions) p = static_cast<int32_t>(Below(5000));
+  const Matrix x = Random(rows, n, dtype()), other = Random(rows, n, dtype());
+  const auto run = [&](int op, TensorView y, int64_t begin, int64_t end) {
+    const ConstTensorView in = View(x).Rows(begin, end), up = View(other).Rows(begin, end);
+    if (op == 0) be_->RmsNorm(y, in, Vector(weight), 1e-5f);
+    if (op == 1) be_->LayerNorm(y, in, Vector(weight), Vector(bias), 1e-5f);
+    if (op == 2) be_->SiluMul(y, up, in);
+    if (op == 3) be_->Linear(y, in, *packed, Activation::kGelu);
+    if (op == 4) {
+      be_->Copy(y, in);
+      be_->Rope(y.Columns(0, 126).SplitColumns(21),
+                std::span(positions).subspan(begin, end - begin), inv_freq);
+    }
+  };
+  for (int op = 0; op < 5; ++op) {
+    Matrix all = Poisoned(rows, n, dtype());
+    run(op, all.view(), 0, rows);
+    for (int64_t begin = 0; begin < rows;) {
+      const int64_t end = std::min(rows, begin + 1 + Below(5));
+      Matrix part = Poisoned(end - begin, n, dtype());
+      run(op, part.view(), begin, end);
+      for (int64_t r = begin; r < end; ++r) {
+        EXPECT_TRUE(part.SameRowBits(r - begin, all, r)) << "op " << op << " row " << r;
+      }
+      begin = end;
+    }
+  }
+}
+
+TEST_P(OpsTest, EmptyBatchesDoNothing) {
+  const TensorView none(nullptr, dtype(), {0, 16}), none_f32(nullptr, kF32, {0, 16});
+  const std::vector<float> weight(16, 1.f);
+  be_->RmsNorm(none, none, Vector(weight), 1e-5f);
+  be_->SiluMul(none, none, none);
+  be_->Copy(none, none);
+  be_->GatherRows(none_f32, none_f32, {});
+  be_->Rope(none.SplitColumns(2), {}, std::vector<float>(4));
+}
+
+INSTANTIATE_TEST_SUITE_P(Levels, OpsTest,
+                         ::testing::Combine(::testing::ValuesIn(AvailableCpuLevels()),
+                                            ::testing::Values(kF32, kBf16)),
+                         [](const auto& info) {
+                           return std::string(Name(std::get<0>(info.param))) + "_" +
+                                  std::string(Name(std::get<1>(info.param)));
+                         });
+
+TEST(CpuBackendTest, RefusesWhatItCannotBe) {
+  EXPECT_EQ(CpuBackend::Create({.dtype = kF16, .level = {}}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(CpuBackend::Create({.threads = -1, .level = {}}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  if (DetectCpuLevel() < CpuLevel::kAvx512Bf16) {
+    EXPECT_EQ(CpuBackend::Create({.level = CpuLevel::kAvx512Bf16}).status().code(),
+              absl::StatusCode::kFailedPrecondition);
+  }
+}
+
+TEST(CpuBackendTest, SaysWhatItRunsOn) {
+  const auto backend = CpuBackend::Create({.threads = 2, .level = CpuLevel::kPortable});
+  ASSERT_TRUE(backend.ok());
+  EXPECT_EQ((*backend)->description(), "cpu portable, 2 threads");
+  EXPECT_GE(UsableCores(), 1);
+}
+
+TEST(CpuBackendTest, AllocatesAlignedMemoryOrSaysBothNumbers) {
+  const auto backend = CpuBackend::Create({.threads = 1, .level = {}});
+  ASSERT_TRUE(backend.ok());
+  auto buffer = (*backend)->Allocate(1000);
+  ASSERT_TRUE(buffer.ok());
+  EXPECT_EQ(reinterpret_cast<uintptr_t>((*buffer)->data()) % 64, 0u);
+  EXPECT_EQ((*buffer)->size_bytes(), 1000u);
+  EXPECT_TRUE((*backend)->Allocate(0).ok());
+  const auto huge = (*backend)->Allocate(size_t{1} << 60).status();
+  EXPECT_EQ(huge.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(huge.message().find("1152921504606846976"), absl::string_view::npos);
+  EXPECT_NE(huge.message().find("available"), absl::string_view::npos);
+}
+
+}  // namespace
+}  // namespace sensorium
