@@ -17,6 +17,10 @@ int32_t Argmax(std::span<const float> logits);
 // log(sum(exp(logits))); -inf when nothing is above -inf, +inf when a logit is.
 double LogSumExp(std::span<const float> logits);
 
+// sum(exp(x)) over those x = (logit - max) / temperature with floor <= x.
+// REQUIRES: max is the largest logit and finite; -87 <= floor <= 0
+double SumExp(std::span<const float> logits, float max, float temperature, float floor);
+
 // Natural log-probability of `id` given the row's LogSumExp; -inf for a masked id or an empty row.
 float LogProb(std::span<const float> logits, double log_sum_exp, int32_t id);
 

@@ -45,19 +45,22 @@ class Sampler {
 
  private:
   void ApplyBiasAndPenalties(std::span<const int32_t> prompt, std::span<const int32_t> generated);
-  int32_t Draw(float uniform);
+  // Steps 5 to 9 on a row after steps 1 to 3.
+  int32_t Draw(std::span<const float> row, float uniform);
+  // candidates_ = all ids with (logit - max) / temperature >= floor, in id order.
+  void Gather(std::span<const float> row, float max, float floor);
 
   const SamplingParams params_;
   const int32_t vocab_size_;
   const bool penalises_;  // steps 1 to 3 do something
 
   struct Candidate {
-    float logit;  // after steps 1 to 5
+    float scaled;  // (logit - max) / temperature: 0 for the likeliest
     int32_t id;
   };
   std::vector<float> logits_;          // [vocab] scratch: the row after steps 1 to 3
   std::vector<int32_t> counts_;        // [vocab] scratch: zero between calls
-  std::vector<Candidate> candidates_;  // scratch: what steps 5 to 8 leave
+  std::vector<Candidate> candidates_;  // scratch
 };
 
 }  // namespace sensorium

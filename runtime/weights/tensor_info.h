@@ -3,6 +3,8 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -15,7 +17,9 @@ struct TensorInfo {
   std::string file;  // path, for messages
   DType dtype = DType::kFloat32;
   std::vector<int64_t> shape;
-  const std::byte* data = nullptr;  // little-endian, row-major; aligned to the element once in a Checkpoint
+  // Little-endian, row-major, read only. As a file reader gives it: perhaps unaligned. In a
+  // Checkpoint: aligned to the element.
+  const std::byte* data = nullptr;
   size_t bytes = 0;
 };
 
@@ -25,6 +29,18 @@ inline std::string ShapeText(const std::vector<int64_t>& shape) {
     text += (i ? ", " : "") + std::to_string(shape[i]);
   }
   return text + "]";
+}
+
+// The bytes of a dense tensor; nullopt for a shape that no arithmetic on int64_t should meet: a
+// negative axis, or a product (with empty axes counted as one) beyond int64_t.
+inline std::optional<int64_t> DenseBytes(std::span<const int64_t> shape, DType dtype) {
+  int64_t span = static_cast<int64_t>(SizeOf(dtype));
+  bool empty = false;
+  for (const int64_t n : shape) {
+    if (n < 0 || __builtin_mul_overflow(span, n > 0 ? n : 1, &span)) return std::nullopt;
+    empty = empty || n == 0;
+  }
+  return empty ? 0 : span;
 }
 
 }  // namespace sensorium
