@@ -1,6 +1,6 @@
-// The wire contract <-> the engine's structs. Every check on untrusted numbers that needs no model is
-// here, once, for the server and for the command line in process; what needs the model (vocabulary,
-// context, media) is the engine's. Pure functions: thread-safe.
+// The wire contract <-> the engine's structs. Every check on untrusted numbers that needs no model
+// is here, once, for the server and for the command line in process; what needs the model
+// (vocabulary, context, media) is the engine's. Pure functions: thread-safe.
 #pragma once
 
 #include <optional>
@@ -16,7 +16,6 @@ namespace sensorium {
 struct CallContext {
   std::string tenant;  // of the metadata key x-tenant
   std::optional<Deadline> deadline;
-  int32_t max_tokens_limit = 4096;
 };
 
 // Each takes the media bytes out of `request`. INVALID_ARGUMENT names the field with both numbers

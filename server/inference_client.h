@@ -15,8 +15,9 @@ namespace sensorium {
 class InferenceClient {
  public:
   virtual ~InferenceClient() = default;
-  virtual absl::Status Generate(v1::GenerateRequest request,
-                                const std::function<bool(const v1::GenerateResponse&)>& on_event) = 0;
+  virtual absl::Status Generate(
+      v1::GenerateRequest request,
+      const std::function<bool(const v1::GenerateResponse&)>& on_event) = 0;
   virtual absl::Status Transcribe(
       v1::TranscribeRequest request,
       const std::function<bool(const v1::TranscribeResponse&)>& on_event) = 0;

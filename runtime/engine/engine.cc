@@ -12,6 +12,7 @@
 #include "runtime/engine/generate_job.h"
 #include "runtime/engine/loaded_model.h"
 #include "runtime/engine/preparation.h"
+#include "runtime/engine/task_pool.h"
 #include "runtime/engine/step_batch.h"
 #include "runtime/engine/transcribe_job.h"
 #include "runtime/kv_cache/block_allocator.h"

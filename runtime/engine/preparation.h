@@ -3,11 +3,6 @@
 #pragma once
 
 #include <atomic>
-#include <condition_variable>
-#include <deque>
-#include <functional>
-#include <mutex>
-#include <thread>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -17,22 +12,6 @@
 #include "runtime/engine/transcribe_job.h"
 
 namespace sensorium {
-
-// A few threads and a queue of tasks. Tasks must not wait for other tasks.
-class TaskPool {
- public:
-  explicit TaskPool(int threads);
-  ~TaskPool();  // runs what is queued, then joins
-  void Post(std::function<void()> task);
-
- private:
-  void Run();
-  std::mutex mu_;
-  std::condition_variable wake_;
-  std::deque<std::function<void()>> tasks_;  // guarded by mu_
-  bool stopping_ = false;                    // guarded by mu_
-  std::vector<std::thread> threads_;
-};
 
 // Bytes of decoded media that all requests together may hold.
 class MediaBudget {

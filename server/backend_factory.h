@@ -1,0 +1,23 @@
+// Opens the device that the config names.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "runtime/backend/backend.h"
+
+namespace sensorium {
+
+struct BackendOptions {
+  std::string device = "auto";    // "cpu", or "auto": the best there is in this build
+  std::string dtype = "float32";  // storage and arithmetic: "float32" (exact) or "bfloat16"
+  int threads = 0;                // cpu: 0 takes the cores this process may use
+  bool pin_threads = false;       // cpu: bind each thread to a core
+};
+
+// INVALID_ARGUMENT names what is unknown and what there is; FAILED_PRECONDITION: the device is not
+// there or this build has none of its kind.
+absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& options);
+
+}  // namespace sensorium
