@@ -169,14 +169,13 @@ void VisionEncoder::Encode(TensorView features, std::span<const float> pixels,
       }
     }
   }
-  if (probe) (*probe)("vit_features", s.features);
-
   // "pad_and_partial_pad": row 0 where a patch is all padding, row 1 where it is partly (or -1).
   std::vector<int32_t> pad_ids(crops * patches);
   for (int64_t i = 0; i < crops * patches; ++i) {
     pad_ids[i] = masks[i] == 0.0f ? 0 : masks[i] < 1.0f ? 1 : -1;
   }
   be_.Embed(s.features, *pad_embed_, pad_ids, /*add=*/true);
+  if (probe) (*probe)("vit_features", s.features);
 
   // Pooling, "attention-meanq": the mean of a 2x2 window asks, its four members answer.
   const int64_t side = config_.patches_per_side;

@@ -91,7 +91,7 @@ class MolmoCase {
     const int32_t wanted = 0;
     while (true) {
       ids.push_back(Argmax(logits));
-      if (logprobs) logprobs->push_back(LogProbability(logits, ids.back()));
+      if (logprobs) logprobs->push_back(LogProb(logits, LogSumExp(logits), ids.back()));
       if (ids.size() == limit || std::count(stops.begin(), stops.end(), ids.back())) return ids;
       logits = runner_.Run({&ids.back(), 1}, static_cast<int64_t>(prompt_.size() + ids.size()) - 1,
                            table_, {&wanted, 1});

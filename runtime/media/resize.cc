@@ -1,0 +1,112 @@
+#include "runtime/media/resize.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "runtime/base/check.h"
+
+namespace sensorium {
+
+namespace {
+
+constexpr int32_t kChannels = 3;
+
+// The inputs that make one output, with their weights.
+struct Taps {
+  int32_t first = 0;
+  int32_t count = 0;
+  size_t weights_at = 0;
+};
+struct Filter {
+  std::vector<Taps> taps;      // by output
+  std::vector<float> weights;  // sum 1 for each output
+};
+
+// float32 throughout, as aten's _compute_indices_weights_aa with a triangle filter.
+Filter MakeFilter(int32_t in, int32_t out) {
+  Filter filter;
+  filter.taps.reserve(out);
+  const float scale = static_cast<float>(in) / static_cast<float>(out);
+  const float support = std::max(scale, 1.0f);
+  const float inverse = 1.0f / support;
+  for (int32_t k = 0; k < out; ++k) {
+    const float center = scale * (static_cast<float>(k) + 0.5f);
+    const int32_t low = std::max(static_cast<int32_t>(center - support + 0.5f), 0);
+    const int32_t high = std::min(static_cast<int32_t>(center + support + 0.5f), in);
+    Taps taps{.first = low, .count = high - low, .weights_at = filter.weights.size()};
+    float sum = 0;
+    for (int32_t t = low; t < high; ++t) {
+      const float distance = std::abs((static_cast<float>(t) - center + 0.5f) * inverse);
+      const float weight = distance < 1.0f ? 1.0f - distance : 0.0f;
+      filter.weights.push_back(weight);
+      sum += weight;
+    }
+    CHECK(sum > 0) << in << " to " << out;
+    for (int32_t t = 0; t < taps.count; ++t) filter.weights[taps.weights_at + t] /= sum;
+    filter.taps.push_back(taps);
+  }
+  return filter;
+}
+
+// One row, pixel / 255, to the output's width. row [width, 3] uint8; out [to, 3].
+void ResizeRow(const uint8_t* row, const Filter& filter, bool same_width, std::vector<float>& out) {
+  if (same_width) {
+    for (size_t i = 0; i < out.size(); ++i) out[i] = static_cast<float>(row[i]) / 255.0f;
+    return;
+  }
+  float* y = out.data();
+  for (const Taps& taps : filter.taps) {
+    const uint8_t* x = row + static_cast<int64_t>(taps.first) * kChannels;
+    const float* w = filter.weights.data() + taps.weights_at;
+    float r = 0, g = 0, b = 0;
+    for (int32_t t = 0; t < taps.count; ++t, x += kChannels) {
+      r += static_cast<float>(x[0]) / 255.0f * w[t];
+      g += static_cast<float>(x[1]) / 255.0f * w[t];
+      b += static_cast<float>(x[2]) / 255.0f * w[t];
+    }
+    *y++ = r;
+    *y++ = g;
+    *y++ = b;
+  }
+}
+
+}  // namespace
+
+ScaledSize FitInside(int32_t width, int32_t height, int32_t max_width, int32_t max_height) {
+  const float y = static_cast<float>(max_height) / static_cast<float>(height);
+  const float x = static_cast<float>(max_width) / static_cast<float>(width);
+  const float scale = std::min(x, y);
+  return {.width = static_cast<int32_t>(static_cast<float>(width) * scale),
+          .height = static_cast<int32_t>(static_cast<float>(height) * scale)};
+}
+
+std::vector<float> ResizeAntialias(const RgbImage& image, ScaledSize to) {
+  CHECK(image.width > 0 && image.height > 0 && to.width > 0 && to.height > 0);
+  const size_t row_values = static_cast<size_t>(to.width) * kChannels;
+  std::vector<float> out(static_cast<size_t>(to.height) * row_values, 0.0f);
+  std::vector<float> row(row_values);
+  const Filter columns = MakeFilter(image.width, to.width);
+  const Filter rows = MakeFilter(image.height, to.height);
+  const bool same_width = image.width == to.width;
+  // Input rows in order, each added to the outputs it has a weight in: every output sums its taps
+  // from the first to the last, as if all resized rows had been kept.
+  int32_t first_out = 0;
+  for (int32_t t = 0; t < image.height; ++t) {
+    while (first_out < to.height && rows.taps[first_out].first + rows.taps[first_out].count <= t) {
+      ++first_out;
+    }
+    if (first_out == to.height) break;
+    ResizeRow(image.pixels.data() + static_cast<size_t>(t) * image.width * kChannels, columns,
+              same_width, row);
+    for (int32_t k = first_out; k < to.height && rows.taps[k].first <= t; ++k) {
+      const Taps& taps = rows.taps[k];
+      const float w = rows.weights[taps.weights_at + (t - taps.first)];
+      float* y = out.data() + static_cast<size_t>(k) * row_values;
+      for (size_t i = 0; i < row_values; ++i) y[i] += row[i] * w;
+    }
+  }
+  for (float& v : out) v = std::clamp(v, 0.0f, 1.0f);
+  return out;
+}
+
+}  // namespace sensorium

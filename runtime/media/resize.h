@@ -1,0 +1,27 @@
+// Bilinear resizing with antialias, as the references' float path does it.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "runtime/media/image.h"
+
+namespace sensorium {
+
+struct ScaledSize {
+  int32_t width = 0;
+  int32_t height = 0;
+};
+
+// The largest size of a width x height picture that fits into max_width x max_height: float32
+// arithmetic, truncated, so 640x480 into 336x336 gives 336x251. A side of a very thin picture can
+// become 0. Source: allenai/Molmo, resize_and_pad.
+ScaledSize FitInside(int32_t width, int32_t height, int32_t max_width, int32_t max_height);
+
+// Returns [to.height, to.width, 3] float32 in [0, 1]: pixel / 255, resized with a triangle filter
+// that widens when shrinking, columns first, clipped. The source is read once, row by row, and one
+// of its resized rows is held at a time. REQUIRES: both sizes positive.
+// Source: torchvision.transforms.functional.resize(BILINEAR, antialias=True) on a float tensor.
+std::vector<float> ResizeAntialias(const RgbImage& image, ScaledSize to);
+
+}  // namespace sensorium
