@@ -1,0 +1,1 @@
+# One binary per file of the library whisper_text; none needs a model.
