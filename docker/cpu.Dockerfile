@@ -9,6 +9,7 @@ WORKDIR /src
 COPY docker/install-deps.sh docker/install-deps.sh
 RUN bash docker/install-deps.sh
 COPY . .
+# /image/lib: the shared libraries the binary names, apart from those every Debian image has.
 RUN cmake -S . -B /build -G Ninja -DCMAKE_BUILD_TYPE=Release \
       -DSENSORIUM_TESTS=OFF -DSENSORIUM_BENCHMARKS=OFF \
  && cmake --build /build --target sensorium \
@@ -16,7 +17,6 @@ RUN cmake -S . -B /build -G Ninja -DCMAKE_BUILD_TYPE=Release \
  && mkdir -p /image/lib /image/bin /image/share/sensorium \
  && cp /build/server/sensorium /image/bin/ \
  && cp -r config /image/share/sensorium/ \
- # The shared libraries the binary names, apart from those every Debian image has.
  && ldd /build/server/sensorium | awk '$3 ~ /^\// {print $3}' | sort -u \
   | grep -vE '/(libc|libm|libdl|libpthread|librt|libresolv)\.so' | xargs -I{} cp -L {} /image/lib/
 
