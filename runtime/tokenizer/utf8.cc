@@ -102,12 +102,40 @@ void AppendUtf8(std::string& out, char32_t c) {
 char32_t DecodeUtf8(std::string_view s) {
   const auto b = [&](size_t i) { return static_cast<uint8_t>(s[i]); };
   switch (s.size()) {
-    case 1: return b(0);
-    case 2: return (b(0) & 0x1fu) << 6 | (b(1) & 0x3fu);
-    case 3: return (b(0) & 0x0fu) << 12 | (b(1) & 0x3fu) << 6 | (b(2) & 0x3fu);
+    case 1:
+      return b(0);
+    case 2:
+      return (b(0) & 0x1fu) << 6 | (b(1) & 0x3fu);
+    case 3:
+      return (b(0) & 0x0fu) << 12 | (b(1) & 0x3fu) << 6 | (b(2) & 0x3fu);
     default:
       return (b(0) & 0x07u) << 18 | (b(1) & 0x3fu) << 12 | (b(2) & 0x3fu) << 6 | (b(3) & 0x3fu);
   }
+}
+
+namespace {
+bool IsSpace(char32_t c) {
+  return (c >= 0x09 && c <= 0x0D) || (c >= 0x1C && c <= 0x20) || c == 0x85 || c == 0xA0 ||
+         c == 0x1680 || (c >= 0x2000 && c <= 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F ||
+         c == 0x205F || c == 0x3000;
+}
+}  // namespace
+
+std::string_view StripSpace(std::string_view s) {
+  while (!s.empty()) {
+    const int length = Utf8SequenceLength(s);
+    if (length < 1 || !IsSpace(DecodeUtf8(s.substr(0, length)))) break;
+    s.remove_prefix(length);
+  }
+  while (!s.empty()) {
+    size_t at = s.size() - 1;  // of the last sequence's first byte
+    while (at > 0 && s.size() - at < 4 && (static_cast<unsigned char>(s[at]) & 0xC0) == 0x80) --at;
+    const std::string_view last = s.substr(at);
+    if (Utf8SequenceLength(last) != static_cast<int>(last.size()) || !IsSpace(DecodeUtf8(last)))
+      break;
+    s.remove_suffix(last.size());
+  }
+  return s;
 }
 
 }  // namespace sensorium

@@ -6,8 +6,8 @@
 
 namespace sensorium {
 
-// Length of the well-formed sequence at the head of `s`; 0: ill-formed there; -1: a proper prefix of
-// a well-formed one, cut by the end of `s`. Unicode 15, table 3-7. REQUIRES: !s.empty().
+// Length of the well-formed sequence at the head of `s`; 0: ill-formed there; -1: a proper prefix
+// of a well-formed one, cut by the end of `s`. Unicode 15, table 3-7. REQUIRES: !s.empty().
 int Utf8SequenceLength(std::string_view s);
 // Bytes of the maximal subpart that one U+FFFD replaces, at an ill-formed or cut head (at least 1).
 int Utf8MaximalSubpart(std::string_view s);
@@ -20,5 +20,9 @@ std::string ReplaceInvalidUtf8(std::string_view s);
 void AppendUtf8(std::string& out, char32_t c);
 // The code point of a well-formed sequence.
 char32_t DecodeUtf8(std::string_view sequence);
+
+// Without the white space at both ends, as Python's str.strip(): Unicode's, and the separators
+// U+001C to U+001F.
+std::string_view StripSpace(std::string_view s);
 
 }  // namespace sensorium

@@ -35,5 +35,16 @@ TEST(Utf8Test, EveryScalarValueSurvivesEncodingAndDecoding) {
   }
 }
 
+TEST(Utf8Test, StripsWhatPythonCallsSpaceAndNothingElse) {
+  EXPECT_EQ(StripSpace(" \t\n a b \r\v\f"), "a b");
+  EXPECT_EQ(StripSpace("\u00a0\u3000\u2009x\u2028\u0085"), "x");
+  EXPECT_EQ(StripSpace("\x1c\x1fx\x1d"), "x");
+  EXPECT_EQ(StripSpace("\u200bx\u200b"), "\u200bx\u200b");  // a zero width space is none
+  EXPECT_EQ(StripSpace(" \u3000 "), "");
+  EXPECT_EQ(StripSpace(""), "");
+  EXPECT_EQ(StripSpace("\x80 \x80"), "\x80 \x80");
+  EXPECT_EQ(StripSpace("\u00e9"), "\u00e9");
+}
+
 }  // namespace
 }  // namespace sensorium
