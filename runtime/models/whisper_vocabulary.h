@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -55,5 +56,12 @@ struct WhisperVocabulary {
 // and whatever else stands for something other than speech. Sorted.
 std::vector<int32_t> NonSpeechTokens(const WhisperVocabulary& vocabulary,
                                      const Tokenizer& tokenizer);
+
+// Text of those ids that are below `limit`: eot leaves the text tokens, timestamp_begin the other
+// special tokens too (tokenizer.py, Tokenizer.decode).
+std::string DecodeBelow(const Tokenizer& tokenizer, std::span<const int32_t> ids, int32_t limit);
+
+// Without white space at either end: Python's str.strip(), which knows more of it than ASCII's.
+std::string_view StripSpaces(std::string_view text);
 
 }  // namespace sensorium
