@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "runtime/models/whisper_vocabulary.h"
+#include "runtime/sampling/sampler.h"
 #include "runtime/tokenizer/tokenizer.h"
 
 namespace sensorium {
@@ -105,6 +106,7 @@ class WhisperWindowDecoder {
   std::vector<int32_t> live_;         // rows_ that are in next_, in its order
   std::vector<Hypothesis> finished_;  // beam: ended with EOT, in the order they ended
   std::vector<float> filtered_;       // [vocab] scratch
+  Sampler sampler_;
 };
 
 // What is spoken, from the logits [vocab_size] of a decoder that has seen <|startoftranscript|>
