@@ -55,8 +55,8 @@ bool WriteOut(const std::string& text);
 
 // "sensorium: what" on one line of stderr.
 void PrintError(const std::string& what);
-int Failed(const absl::Status& status);         // prints it and returns exit code 1
-int WrongUsage(const std::string& what);        // and 2
+int Failed(const absl::Status& status);   // prints it and returns exit code 1
+int WrongUsage(const std::string& what);  // and 2
 
 // ---- Pieces of the JSON output
 using Json = nlohmann::ordered_json;

@@ -13,9 +13,8 @@ class LocalClient final : public InferenceClient {
  public:
   explicit LocalClient(std::unique_ptr<Engine> engine);
 
-  absl::Status Generate(
-      v1::GenerateRequest request,
-      const std::function<bool(const v1::GenerateResponse&)>& on_event) override;
+  absl::Status Generate(v1::GenerateRequest request,
+                        const std::function<bool(const v1::GenerateResponse&)>& on_event) override;
   absl::Status Transcribe(
       v1::TranscribeRequest request,
       const std::function<bool(const v1::TranscribeResponse&)>& on_event) override;

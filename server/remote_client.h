@@ -26,9 +26,8 @@ class RemoteClient final : public InferenceClient {
   explicit RemoteClient(std::string target,
                         std::chrono::milliseconds connect_timeout = std::chrono::seconds(5));
 
-  absl::Status Generate(
-      v1::GenerateRequest request,
-      const std::function<bool(const v1::GenerateResponse&)>& on_event) override;
+  absl::Status Generate(v1::GenerateRequest request,
+                        const std::function<bool(const v1::GenerateResponse&)>& on_event) override;
   absl::Status Transcribe(
       v1::TranscribeRequest request,
       const std::function<bool(const v1::TranscribeResponse&)>& on_event) override;

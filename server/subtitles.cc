@@ -65,9 +65,8 @@ std::string TimedLine(int64_t start_ms, int64_t end_ms, std::string_view text) {
 }
 
 std::string SrtCue(int number, int64_t start_ms, int64_t end_ms, std::string_view text) {
-  const std::string head =
-      absl::StrFormat("%d\n%s --> %s\n", number, ClockTime(start_ms, ','),
-                      ClockTime(CueEnd(start_ms, end_ms), ','));
+  const std::string head = absl::StrFormat("%d\n%s --> %s\n", number, ClockTime(start_ms, ','),
+                                           ClockTime(CueEnd(start_ms, end_ms), ','));
   // SubRip has no escape; an arrow of the text would pass for a time line.
   return Cue(head, text, {{"-->", "->"}});
 }
