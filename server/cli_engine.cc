@@ -71,6 +71,9 @@ absl::StatusOr<OpenedClient> OpenServer(const ClientOptions& options) {
     return absl::InvalidArgumentError(
         absl::StrCat("--server is '", options.server, "'; expected HOST:PORT"));
   }
+  if (options.dtype != ClientOptions().dtype || options.threads != ClientOptions().threads) {
+    PrintError("with --server, --dtype and --threads are the server's own and change nothing");
+  }
   OpenedClient opened;
   opened.client = std::make_unique<RemoteClient>(options.server);
   opened.names = options.models;
