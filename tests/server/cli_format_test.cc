@@ -4,13 +4,12 @@
 #include <cmath>
 #include <fstream>
 
-#include "CLI/CLI.hpp"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
-#include "runtime/media/image.h"
 #include "server/cli.h"
 #include "server/cli_engine.h"
+#include "tests/server/run_command.h"
 
 namespace sensorium {
 namespace {
@@ -20,32 +19,6 @@ using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
-
-struct Outcome {
-  int exit_code = 0;
-  std::string out, err;
-};
-
-// Runs `sensorium arguments...` in this process.
-Outcome Run(std::vector<std::string> arguments) {
-  CLI::App app;
-  Outcome outcome;
-  AddGenerateCommand(app, outcome.exit_code);
-  AddTranscribeCommand(app, outcome.exit_code);
-  AddModelsCommand(app, outcome.exit_code);
-  AddProbeCommand(app, outcome.exit_code);
-  testing::internal::CaptureStdout();
-  testing::internal::CaptureStderr();
-  std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes a vector
-  try {
-    app.parse(arguments);
-  } catch (const CLI::ParseError& e) {
-    outcome.exit_code = app.exit(e) == 0 ? 0 : 2;
-  }
-  outcome.out = testing::internal::GetCapturedStdout();
-  outcome.err = testing::internal::GetCapturedStderr();
-  return outcome;
-}
 
 std::string Place(const std::string& name) { return testing::TempDir() + "/cli_format_" + name; }
 
@@ -167,7 +140,7 @@ TEST(CliFormatTest, WhatDoesNotGoTogetherIsWrongUsage) {
       {{"probe"}, "HOST:PORT"},
   };
   for (const auto& [arguments, what] : kWrong) {
-    const Outcome outcome = Run(arguments);
+    const Outcome outcome = RunCommand(arguments);
     EXPECT_EQ(outcome.exit_code, 2) << what;
     EXPECT_THAT(outcome.err, HasSubstr(what));
     EXPECT_EQ(outcome.out, "") << what;
@@ -175,7 +148,7 @@ TEST(CliFormatTest, WhatDoesNotGoTogetherIsWrongUsage) {
 }
 
 TEST(CliFormatTest, AFailureIsOneLineOnStderrAndExitCodeOne) {
-  const Outcome outcome = Run({"generate", "--model", "no-such-model", "--prompt", "p"});
+  const Outcome outcome = RunCommand({"generate", "--model", "no-such-model", "--prompt", "p"});
   EXPECT_EQ(outcome.exit_code, 1);
   EXPECT_EQ(outcome.out, "");
   EXPECT_THAT(outcome.err, AllOf(StartsWith("sensorium: no model 'no-such-model'"),
@@ -185,7 +158,7 @@ TEST(CliFormatTest, AFailureIsOneLineOnStderrAndExitCodeOne) {
 
 TEST(CliFormatTest, HelpNamesEveryOptionAndItsDefault) {
   for (const char* command : {"generate", "transcribe", "models"}) {
-    const Outcome outcome = Run({command, "--help"});
+    const Outcome outcome = RunCommand({command, "--help"});
     EXPECT_EQ(outcome.exit_code, 0);
     EXPECT_THAT(outcome.out, AllOf(HasSubstr("--server"), HasSubstr("--threads"),
                                    HasSubstr("default 1024"), HasSubstr("in MiB")));
@@ -233,8 +206,8 @@ TEST(CliFormatTest, TextThatIsNotUtf8IsRefusedByItsFlag) {
 
 TEST(CliFormatTest, ABrokenPictureToDrawOnShowsBeforeAModelIsLoaded) {
   std::ofstream(Place("text.png")) << "no picture";
-  const Outcome outcome = Run({"generate", "--model", "no-such-model", "--prompt", "p", "--image",
-                               Place("text.png"), "--draw", Place("out.png")});
+  const Outcome outcome = RunCommand({"generate", "--model", "no-such-model", "--prompt", "p",
+                                      "--image", Place("text.png"), "--draw", Place("out.png")});
   EXPECT_EQ(outcome.exit_code, 1);
   EXPECT_THAT(outcome.err, Not(HasSubstr("no-such-model")));
 }

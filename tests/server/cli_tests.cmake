@@ -1,5 +1,4 @@
 sensorium_test(server_subtitles_test SOURCES subtitles_test.cc LIBS server_cli)
 sensorium_test(server_progress_bar_test SOURCES progress_bar_test.cc LIBS server_cli)
 sensorium_test(server_cli_format_test SOURCES cli_format_test.cc LIBS server_cli)
-target_link_libraries(server_cli_format_test PRIVATE media)
 sensorium_test(server_clients_test SOURCES clients_test.cc LIBS server_cli)

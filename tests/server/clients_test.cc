@@ -4,7 +4,6 @@
 #include <fstream>
 #include <sstream>
 
-#include "CLI/CLI.hpp"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
@@ -13,6 +12,7 @@
 #include "server/local_client.h"
 #include "server/remote_client.h"
 #include "server/server.h"
+#include "tests/server/run_command.h"
 
 namespace sensorium {
 namespace {
@@ -28,32 +28,6 @@ std::string ReadFile(const std::string& path) {
   text << std::ifstream(path, std::ios::binary).rdbuf();
   EXPECT_FALSE(text.str().empty()) << path;
   return text.str();
-}
-
-struct Outcome {
-  int exit_code = 0;
-  std::string out, err;
-};
-
-// Runs `sensorium arguments...` in this process.
-Outcome Run(std::vector<std::string> arguments) {
-  CLI::App app;
-  Outcome outcome;
-  AddGenerateCommand(app, outcome.exit_code);
-  AddTranscribeCommand(app, outcome.exit_code);
-  AddModelsCommand(app, outcome.exit_code);
-  AddProbeCommand(app, outcome.exit_code);
-  testing::internal::CaptureStdout();
-  testing::internal::CaptureStderr();
-  std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes a vector
-  try {
-    app.parse(arguments);
-  } catch (const CLI::ParseError& e) {
-    outcome.exit_code = app.exit(e) == 0 ? 0 : 2;
-  }
-  outcome.out = testing::internal::GetCapturedStdout();
-  outcome.err = testing::internal::GetCapturedStderr();
-  return outcome;
 }
 
 // One object a line; without `timing`, where two runs may differ.
@@ -102,7 +76,7 @@ class ClientsTest : public ::testing::Test {
       here.insert(here.end(), {"--speech-model", kModels + "/whisper-mini"});
     }
     there.insert(there.end(), {"--model", model, "--server", target_});
-    return {Run(here), Run(there)};
+    return {RunCommand(here), RunCommand(there)};
   }
 
   static inline Engine* engine_ = nullptr;
@@ -197,50 +171,51 @@ TEST_F(ClientsTest, PointsAreDrawnIntoAPng) {
   std::filesystem::remove(path);
   const std::string picture = kModels + "/molmo-mini/shapes.png";
   const Outcome outcome =
-      Run({"generate", "--server", target_, "--model", "molmo-mini", "--image", picture, "--prompt",
-           "Point to the blue square.", "--draw", path, "--timing"});
+      RunCommand({"generate", "--server", target_, "--model", "molmo-mini", "--image", picture,
+                  "--prompt", "Point to the blue square.", "--draw", path, "--timing"});
   EXPECT_EQ(outcome.exit_code, 0);
   EXPECT_THAT(outcome.err, StartsWith("timing: queued "));
   EXPECT_THAT(ReadFile(path), StartsWith("\x89PNG"));
-  EXPECT_EQ(Run({"generate", "--server", target_, "--model", "molmo-mini", "--image", picture,
-                 "--prompt", "Point to the blue square.", "--draw", "/nowhere/at/all.png"})
-                .err,
-            "sensorium: cannot write '/nowhere/at/all.png'\n");
+  EXPECT_EQ(
+      RunCommand({"generate", "--server", target_, "--model", "molmo-mini", "--image", picture,
+                  "--prompt", "Point to the blue square.", "--draw", "/nowhere/at/all.png"})
+          .err,
+      "sensorium: cannot write '/nowhere/at/all.png'\n");
 }
 
 TEST_F(ClientsTest, ABadRecordingDoesNotKeepTheNextOneWaiting) {
-  const Outcome outcome =
-      Run({"transcribe", "/nowhere.wav", kModels + "/molmo-mini/small.png",
-           kModels + "/whisper-mini/question.wav", "--timestamps", "none", "--server", target_});
+  const Outcome outcome = RunCommand(
+      {"transcribe", "/nowhere.wav", kModels + "/molmo-mini/small.png",
+       kModels + "/whisper-mini/question.wav", "--timestamps", "none", "--server", target_});
   EXPECT_EQ(outcome.exit_code, 1);
   EXPECT_THAT(outcome.err, AllOf(HasSubstr("/nowhere.wav"), HasSubstr("small.png: ")));
   EXPECT_EQ(std::count(outcome.out.begin(), outcome.out.end(), '\n'), 1) << outcome.out;
 }
 
 TEST_F(ClientsTest, ModelsAreListedAlikeByAServerAndFromDirectories) {
-  const Outcome here =
-      Run({"models", "--model", kModels + "/molmo-mini", "--model", kModels + "/whisper-mini"});
-  const Outcome there = Run({"models", "--server", target_});
+  const Outcome here = RunCommand(
+      {"models", "--model", kModels + "/molmo-mini", "--model", kModels + "/whisper-mini"});
+  const Outcome there = RunCommand({"models", "--server", target_});
   EXPECT_EQ(here.exit_code, 0) << here.err;
   EXPECT_EQ(here.out, there.out);
   EXPECT_EQ(std::count(here.out.begin(), here.out.end(), '\n'), 3) << here.out;
-  EXPECT_EQ(WithoutTiming(Run({"models", "--json", "--server", target_}).out).size(), 2u);
+  EXPECT_EQ(WithoutTiming(RunCommand({"models", "--json", "--server", target_}).out).size(), 2u);
 }
 
 TEST_F(ClientsTest, ProbeTellsServingFromNotServingFromUnreachable) {
-  const Outcome serving = Run({"probe", target_});
+  const Outcome serving = RunCommand({"probe", target_});
   EXPECT_EQ(serving.out, "SERVING\n");
   EXPECT_EQ(serving.exit_code, 0);
-  EXPECT_EQ(Run({"probe", target_, "--service", "sensorium.v1.Inference"}).exit_code, 0);
-  const Outcome unknown = Run({"probe", target_, "--service", "no.such"});
+  EXPECT_EQ(RunCommand({"probe", target_, "--service", "sensorium.v1.Inference"}).exit_code, 0);
+  const Outcome unknown = RunCommand({"probe", target_, "--service", "no.such"});
   EXPECT_EQ(unknown.out, "NOT_SERVING\n");
   EXPECT_EQ(unknown.exit_code, 1);
   server_->SetServing(false);
-  const Outcome stopped = Run({"probe", target_});
+  const Outcome stopped = RunCommand({"probe", target_});
   server_->SetServing(true);
   EXPECT_EQ(stopped.out, "NOT_SERVING\n");
   EXPECT_EQ(stopped.exit_code, 1);
-  const Outcome nobody = Run({"probe", "127.0.0.1:1"});
+  const Outcome nobody = RunCommand({"probe", "127.0.0.1:1"});
   EXPECT_EQ(nobody.out, "UNREACHABLE\n");
   EXPECT_EQ(nobody.exit_code, 1);
 }
