@@ -8,7 +8,6 @@
 #include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
-#include "runtime/tokenizer/utf8.h"
 
 namespace sensorium {
 
@@ -355,32 +354,6 @@ std::string DecodeBelow(const Tokenizer& tokenizer, std::span<const int32_t> ids
   std::copy_if(ids.begin(), ids.end(), std::back_inserter(kept),
                [limit](int32_t id) { return id < limit; });
   return tokenizer.Decode(kept);
-}
-
-namespace {
-
-// str.isspace() of Python: White_Space of Unicode and the four separators U+001C to U+001F.
-bool IsSpace(char32_t c) {
-  return (c >= 0x09 && c <= 0x0d) || (c >= 0x1c && c <= 0x20) || c == 0x85 || c == 0xa0 ||
-         c == 0x1680 || (c >= 0x2000 && c <= 0x200a) || c == 0x2028 || c == 0x2029 || c == 0x202f ||
-         c == 0x205f || c == 0x3000;
-}
-
-}  // namespace
-
-std::string_view StripSpaces(std::string_view text) {
-  size_t begin = text.size(), end = 0;  // the stretch from the first to the last visible character
-  for (size_t i = 0; i < text.size();) {
-    const std::string_view rest = text.substr(i);
-    const int length = Utf8SequenceLength(rest);
-    const size_t bytes = length > 0 ? static_cast<size_t>(length) : 1;
-    if (length <= 0 || !IsSpace(DecodeUtf8(rest.substr(0, bytes)))) {
-      begin = std::min(begin, i);
-      end = i + bytes;
-    }
-    i += bytes;
-  }
-  return begin < end ? text.substr(begin, end - begin) : std::string_view();
 }
 
 }  // namespace sensorium

@@ -61,7 +61,4 @@ std::vector<int32_t> NonSpeechTokens(const WhisperVocabulary& vocabulary,
 // special tokens too (tokenizer.py, Tokenizer.decode).
 std::string DecodeBelow(const Tokenizer& tokenizer, std::span<const int32_t> ids, int32_t limit);
 
-// Without white space at either end: Python's str.strip(), which knows more of it than ASCII's.
-std::string_view StripSpaces(std::string_view text);
-
 }  // namespace sensorium
