@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/weights/bounded_json.h"
 #include "runtime/weights/safetensors.h"
 #include "runtime/weights/torch_file.h"
 
@@ -34,11 +35,7 @@ absl::StatusOr<std::string> ReadText(const std::string& path) {
 
 absl::StatusOr<nlohmann::json> ReadJson(const std::string& path) {
   ASSIGN_OR_RETURN(const std::string text, ReadText(path));
-  nlohmann::json json = nlohmann::json::parse(text, nullptr, /*allow_exceptions=*/false);
-  if (json.is_discarded() || !json.is_object()) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": not a JSON object"));
-  }
-  return json;
+  return ParseJsonObject(text, path);
 }
 
 }  // namespace
@@ -73,9 +70,10 @@ absl::Status Checkpoint::OpenWeights() {
     for (TensorInfo& tensor : tensors) RETURN_IF_ERROR(Add(std::move(tensor)));
     return absl::OkStatus();
   }
-  return absl::NotFoundError(absl::StrCat(
-      dir_, ": no weights: looked for model.safetensors, model.safetensors.index.json, "
-            "pytorch_model.bin and pytorch_model.bin.index.json"));
+  return absl::NotFoundError(
+      absl::StrCat(dir_,
+                   ": no weights: looked for model.safetensors, model.safetensors.index.json, "
+                   "pytorch_model.bin and pytorch_model.bin.index.json"));
 }
 
 absl::StatusOr<std::vector<TensorInfo>> Checkpoint::OpenFile(const std::string& name) {
@@ -119,9 +117,9 @@ absl::Status Checkpoint::OpenShards(const std::string& index_name) {
   }
   for (const auto& [tensor, shard] : shard_of) {
     if (!tensors_.contains(tensor)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(dir_, "/", shard, ": tensor '", tensor, "' is missing, ", index_name,
-                       " says it is there"));
+      return absl::InvalidArgumentError(absl::StrCat(dir_, "/", shard, ": tensor '", tensor,
+                                                     "' is missing, ", index_name,
+                                                     " says it is there"));
     }
   }
   return absl::OkStatus();
@@ -151,8 +149,8 @@ absl::StatusOr<ConstTensorView> Checkpoint::Get(std::string_view name,
   const auto it = tensors_.find(name);
   const std::string want = ShapeText(shape);
   if (it == tensors_.end()) {
-    return absl::NotFoundError(absl::StrCat(dir_, ": tensor '", std::string(name),
-                                            "' of shape ", want, " is missing"));
+    return absl::NotFoundError(
+        absl::StrCat(dir_, ": tensor '", std::string(name), "' of shape ", want, " is missing"));
   }
   const TensorInfo& tensor = it->second;
   if (!std::equal(shape.begin(), shape.end(), tensor.shape.begin(), tensor.shape.end())) {
@@ -176,9 +174,9 @@ absl::Status Checkpoint::CheckAllUsed(std::span<const std::string_view> allowed_
     if (++count <= 5) absl::StrAppend(&names, count > 1 ? ", " : "", name);
   }
   if (count == 0) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      dir_, ": ", count, " of ", tensors_.size(), " tensors are unexpected: ", names,
-      count > 5 ? ", ..." : ""));
+  return absl::InvalidArgumentError(absl::StrCat(dir_, ": ", count, " of ", tensors_.size(),
+                                                 " tensors are unexpected: ", names,
+                                                 count > 5 ? ", ..." : ""));
 }
 
 void Checkpoint::Hint(std::string_view name, bool need) const {

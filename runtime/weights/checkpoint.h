@@ -1,6 +1,6 @@
 // A checkpoint directory as published: config.json, and the tensors of model.safetensors, of shards
-// behind model.safetensors.index.json, or of pytorch_model.bin (with an index or without). Files are
-// mapped read only and checked when opened; tensors are views of the mapping.
+// behind model.safetensors.index.json, or of pytorch_model.bin (with an index or without). Files
+// are mapped read only and checked when opened; tensors are views of the mapping.
 #pragma once
 
 #include <initializer_list>

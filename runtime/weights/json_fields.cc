@@ -15,11 +15,15 @@ const nlohmann::json* Find(const nlohmann::json& json, std::string_view key) {
 
 absl::Status Wrong(std::string_view origin, std::string_view key, const nlohmann::json& value,
                    std::string_view expected) {
-  std::string shown = value.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  // Containers by their size alone: printing one walks all of it.
+  std::string shown =
+      value.is_structured()
+          ? absl::StrCat(value.is_array() ? "an array" : "an object", " of ", value.size())
+          : value.dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace);
   if (shown.size() > 60) shown = shown.substr(0, 60) + "...";
-  return absl::InvalidArgumentError(absl::StrCat(std::string(origin), ": ",
-                                                 std::string(key), " is ", shown,
-                                                 ", expected ", std::string(expected)));
+  return absl::InvalidArgumentError(absl::StrCat(std::string(origin), ": ", std::string(key),
+                                                 " is ", shown, ", expected ",
+                                                 std::string(expected)));
 }
 
 }  // namespace
@@ -40,8 +44,7 @@ absl::StatusOr<int64_t> OptionalInt(const nlohmann::json& json, std::string_view
 absl::StatusOr<int64_t> RequiredInt(const nlohmann::json& json, std::string_view key,
                                     std::string_view origin, int64_t min, int64_t max) {
   if (!Find(json, key)) {
-    return absl::InvalidArgumentError(absl::StrCat(std::string(origin), ": ",
-                                                   std::string(key),
+    return absl::InvalidArgumentError(absl::StrCat(std::string(origin), ": ", std::string(key),
                                                    " is missing, expected an integer from ", min,
                                                    " to ", max));
   }

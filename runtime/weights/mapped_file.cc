@@ -36,8 +36,8 @@ absl::StatusOr<std::unique_ptr<MappedFile>> MappedFile::Open(const std::string& 
   }
   close(fd);
   if (!status.ok()) return status;
-  return std::unique_ptr<MappedFile>(new MappedFile(path, static_cast<const std::byte*>(data),
-                                                    static_cast<size_t>(info.st_size)));
+  return std::unique_ptr<MappedFile>(
+      new MappedFile(path, static_cast<const std::byte*>(data), static_cast<size_t>(info.st_size)));
 }
 
 MappedFile::~MappedFile() { munmap(const_cast<std::byte*>(data_), size_); }

@@ -15,7 +15,7 @@ namespace sensorium {
 
 namespace {
 
-constexpr size_t kMaxStack = 4'000'000;  // values alive at once: a 72B checkpoint has thousands
+constexpr size_t kMaxStack = 4'000'000;    // values alive at once: a 72B checkpoint has thousands
 constexpr size_t kMaxValues = 16'000'000;  // ever made
 
 struct Value;
@@ -143,13 +143,16 @@ absl::Status Reader::TupleOf(size_t n) {
 }
 
 absl::Status Reader::PushGlobal(std::string name) {
-  static const std::set<std::string, std::less<>> kKnown = {
-      "collections.OrderedDict",         "torch._utils._rebuild_tensor_v2",
-      "torch._utils._rebuild_parameter", "torch.FloatStorage",
-      "torch.HalfStorage",               "torch.BFloat16Storage"};
+  static const std::set<std::string, std::less<>> kKnown = {"collections.OrderedDict",
+                                                            "torch._utils._rebuild_tensor_v2",
+                                                            "torch._utils._rebuild_parameter",
+                                                            "torch.FloatStorage",
+                                                            "torch.HalfStorage",
+                                                            "torch.BFloat16Storage"};
   if (!kKnown.contains(name)) {
-    return Error(absl::StrCat("the global '", absl::CEscape(name.substr(0, 200)),
-                              "' is none a state dict of float tensors needs; nothing was executed"));
+    return Error(
+        absl::StrCat("the global '", absl::CEscape(name.substr(0, 200)),
+                     "' is none a state dict of float tensors needs; nothing was executed"));
   }
   return Push({Global{std::move(name)}}) ? absl::OkStatus() : Error("too many values");
 }
@@ -279,13 +282,20 @@ absl::Status Reader::Step(uint8_t op, bool& stop) {
       if (status = need(8); !status.ok()) return status;
       Read<uint64_t>();
       return absl::OkStatus();
-    case '}': return push({Dict{}});
-    case ']': return push({List{}});
-    case ')': return push({Tuple{}});
-    case '(': return push({Mark{}});
-    case 'N': return push({None{}});
-    case 0x88: return push({true});
-    case 0x89: return push({false});
+    case '}':
+      return push({Dict{}});
+    case ']':
+      return push({List{}});
+    case ')':
+      return push({Tuple{}});
+    case '(':
+      return push({Mark{}});
+    case 'N':
+      return push({None{}});
+    case 0x88:
+      return push({true});
+    case 0x89:
+      return push({false});
     case 'X':  // BINUNICODE
       if (status = need(4); !status.ok()) return status;
       return Text(Read<uint32_t>());
@@ -316,9 +326,12 @@ absl::Status Reader::Step(uint8_t op, bool& stop) {
       if (!PopToMark(tuple.items)) return Error("TUPLE without a mark");
       return push({std::move(tuple)});
     }
-    case 0x85: return TupleOf(1);
-    case 0x86: return TupleOf(2);
-    case 0x87: return TupleOf(3);
+    case 0x85:
+      return TupleOf(1);
+    case 0x86:
+      return TupleOf(2);
+    case 0x87:
+      return TupleOf(3);
     case 'a': {  // APPEND
       const Ref item = Pop();
       if (!item || stack_.empty() || !As<List>(stack_.back())) return Error("APPEND to no list");
@@ -358,8 +371,9 @@ absl::Status Reader::Step(uint8_t op, bool& stop) {
     case 'r':  // LONG_BINPUT
       if (status = need(4); !status.ok()) return status;
       return memoize(Read<uint32_t>());
-    case 0x94: return memoize(static_cast<uint32_t>(memo_.size()));  // MEMOIZE
-    case 'h':  // BINGET
+    case 0x94:
+      return memoize(static_cast<uint32_t>(memo_.size()));  // MEMOIZE
+    case 'h':                                               // BINGET
       if (status = need(1); !status.ok()) return status;
       return recall(Read<uint8_t>());
     case 'j':  // LONG_BINGET
@@ -376,10 +390,15 @@ absl::Status Reader::Step(uint8_t op, bool& stop) {
       if (!As<std::string>(name) || !As<std::string>(module)) return Error("a global of no name");
       return PushGlobal(*As<std::string>(module) + "." + *As<std::string>(name));
     }
-    case 'Q': return PersistentId();
-    case 'R': return Reduce();
-    case 'b': return Build();
-    case '.': stop = true; return absl::OkStatus();
+    case 'Q':
+      return PersistentId();
+    case 'R':
+      return Reduce();
+    case 'b':
+      return Build();
+    case '.':
+      stop = true;
+      return absl::OkStatus();
     default:
       return Error(absl::StrCat("opcode 0x", absl::Hex(op, absl::kZeroPad2),
                                 " is none a state dict needs; nothing was executed"));

@@ -1,6 +1,6 @@
 // Reads the pickle inside a torch state dict and executes nothing: a fixed set of opcodes builds
-// plain values, and the few globals a state dict names are recognised by their names alone. Anything
-// else is an error that names it. Opcodes: CPython, Lib/pickletools.py.
+// plain values, and the few globals a state dict names are recognised by their names alone.
+// Anything else is an error that names it. Opcodes: CPython, Lib/pickletools.py.
 #pragma once
 
 #include <cstdint>
@@ -17,9 +17,9 @@ namespace sensorium {
 struct PickledTensor {
   std::string name;
   DType dtype = DType::kFloat32;
-  std::string storage;          // its key: entry "<archive>/data/<key>" of the zip
+  std::string storage;           // its key: entry "<archive>/data/<key>" of the zip
   int64_t storage_elements = 0;  // as the pickle says
-  int64_t offset = 0;           // elements
+  int64_t offset = 0;            // elements
   std::vector<int64_t> shape;
   std::vector<int64_t> strides;  // elements
 };

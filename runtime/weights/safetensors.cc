@@ -16,7 +16,7 @@ namespace sensorium {
 namespace {
 
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the reference implementation's own limit
-constexpr int64_t kMaxHeaderValues = 4'000'000;     // some ten for each tensor
+constexpr int64_t kMaxHeaderValues = 4'000'000;    // some ten for each tensor
 
 absl::StatusOr<DType> ParseDType(const std::string& name) {
   if (name == "F32") return DType::kFloat32;
@@ -117,7 +117,8 @@ absl::StatusOr<std::vector<TensorInfo>> ReadSafetensors(const MappedFile& file) 
   });
   uint64_t covered = 0;
   for (const Extent& e : extents) {
-    if (e.begin < covered) return error("tensor '", tensors[e.tensor].name, "' overlaps the one before it");
+    if (e.begin < covered)
+      return error("tensor '", tensors[e.tensor].name, "' overlaps the one before it");
     if (e.begin > covered) {
       return error("bytes ", covered, " to ", e.begin, " belong to no tensor");
     }
