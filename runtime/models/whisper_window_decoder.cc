@@ -4,6 +4,8 @@
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <tuple>
+#include <utility>
 
 #include "runtime/base/check.h"
 #include "runtime/models/compression_ratio.h"
@@ -58,6 +60,7 @@ int32_t WhisperWindowDecoder::max_rows() const {
 void WhisperWindowDecoder::Start(std::span<const float> sot_logits,
                                  std::span<const float> last_logits) {
   CHECK(!started_);
+  CHECK_EQ(static_cast<int64_t>(sot_logits.size()), int64_t{vocabulary_.vocab_size});
   started_ = true;
   no_speech_prob_ = std::exp(LogProb(sot_logits, LogSumExp(sot_logits), vocabulary_.no_speech));
   rows_.resize(max_rows());
@@ -97,6 +100,8 @@ void WhisperWindowDecoder::StepSampled(std::span<const std::span<const float>> l
     Filter(logits[i], row.tokens);
     const Sampler::Choice choice =
         sampler_.Sample(filtered_, {}, row.tokens, 0, options_.stream_base + live_[i]);
+    // A client's list may ban all there is to choose from: what there is so far is the result.
+    if (choice.logprob == kNegativeInfinity) continue;
     row.sum_logprob += choice.logprob;
     if (choice.token == vocabulary_.eot) continue;
     row.tokens.push_back(choice.token);
@@ -129,8 +134,9 @@ void WhisperWindowDecoder::StepBeam(std::span<const std::span<const float>> logi
       [](const Candidate& a, const Candidate& b) { return a.sum_logprob > b.sum_logprob; });
 
   std::vector<Hypothesis> live;
-  const auto wanted = static_cast<size_t>(
-      std::nearbyint(static_cast<float>(options_.beam_size) * options_.patience));
+  // Python's round() and nearbyint() both give the even one of two equally near integers.
+  const auto wanted = static_cast<size_t>(std::max(
+      1.0f, std::nearbyint(static_cast<float>(options_.beam_size) * options_.patience)));
   for (const Candidate& c : candidates) {
     if (c.token == vocabulary_.eot) {
       if (finished_.size() < wanted) {
@@ -162,7 +168,7 @@ void WhisperWindowDecoder::Filter(std::span<const float> logits, std::span<const
   if (!options_.without_timestamps) ApplyTimestampRules(tokens);
 }
 
-// decoding.py, ApplyTimestampRules; the numbers are those of specs and paper's step list.
+// decoding.py, ApplyTimestampRules.
 void WhisperWindowDecoder::ApplyTimestampRules(std::span<const int32_t> tokens) {
   const WhisperVocabulary& v = vocabulary_;
   const int32_t begin = v.timestamp_begin;
@@ -183,7 +189,9 @@ void WhisperWindowDecoder::ApplyTimestampRules(std::span<const int32_t> tokens) 
   if (tokens.empty()) {
     ban(0, begin);
     if (options_.max_initial_timestamp_index) {
-      ban(std::min(v.vocab_size, begin + *options_.max_initial_timestamp_index + 1), v.vocab_size);
+      // A cap behind the last timestamp is none.
+      const int32_t cap = std::clamp(*options_.max_initial_timestamp_index, 0, v.num_timestamps - 1);
+      ban(begin + cap + 1, v.vocab_size);
     }
   }
   // When all times together are likelier than any text, it is a time.
@@ -209,29 +217,29 @@ std::vector<WhisperWindowDecoder::Hypothesis> WhisperWindowDecoder::Finalists() 
 
 WhisperWindowResult WhisperWindowDecoder::Result() const {
   CHECK(done_);
-  // MaximumLikelihoodRanker.
+  // MaximumLikelihoodRanker; the first of equal ones. Without a length_penalty the reference divides
+  // by zero for a hypothesis that is nothing but EOT; here that counts as one token.
   const auto score = [&](const Hypothesis& h) {
-    const double length = std::max<double>(1, h.tokens.size());
+    const double length = static_cast<double>(h.tokens.size());
     return h.sum_logprob / (options_.length_penalty
                                 ? std::pow((5 + length) / 6, *options_.length_penalty)
-                                : length);
+                                : std::max(length, 1.0));
   };
   const std::vector<Hypothesis> finalists = Finalists();
-  const Hypothesis* best = &finalists.front();
-  for (const Hypothesis& h : finalists) {
-    if (score(h) > score(*best)) best = &h;
+  Hypothesis best;  // empty when a client's list banned every beginning of every beam
+  if (!finalists.empty()) {
+    best = *std::max_element(
+        finalists.begin(), finalists.end(),
+        [&](const Hypothesis& a, const Hypothesis& b) { return score(a) < score(b); });
   }
   WhisperWindowResult result;
-  result.tokens = best->tokens;
-  result.sum_logprob = best->sum_logprob;
-  result.avg_logprob = best->sum_logprob / static_cast<float>(best->tokens.size() + 1);
+  result.tokens = best.tokens;
+  result.sum_logprob = best.sum_logprob;
+  result.avg_logprob =
+      static_cast<float>(result.sum_logprob / static_cast<double>(best.tokens.size() + 1));
   result.no_speech_prob = no_speech_prob_;
   result.temperature = options_.temperature;
-  std::vector<int32_t> text;
-  for (const int32_t id : best->tokens) {
-    if (id < vocabulary_.timestamp_begin) text.push_back(id);
-  }
-  result.text = std::string(StripSpace(tokenizer_.Decode(text)));
+  result.text = StripSpace(DecodeBelow(tokenizer_, result.tokens, vocabulary_.timestamp_begin));
   result.compression_ratio = CompressionRatio(result.text);
   return result;
 }
