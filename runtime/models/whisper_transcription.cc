@@ -1,6 +1,7 @@
 #include "runtime/models/whisper_transcription.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "runtime/base/check.h"
 #include "runtime/tokenizer/utf8.h"
@@ -35,7 +36,11 @@ WhisperTranscription::WhisperTranscription(const WhisperVocabulary& vocabulary,
       all_tokens_(EncodeText(tokenizer, options.prompt)),
       initial_prompt_tokens_(all_tokens_.size()) {
   CHECK_EQ(options.language_id.has_value(), vocabulary.multilingual);
-  KeepLast(prefix_, options_.text_context / 2 - 1);
+  // The reference keeps text_context / 2 - sample_len tokens, and all of them when that is 0. A
+  // prefix of any length must not fill the context, so half of it is the limit then.
+  const int32_t half = options_.text_context / 2;
+  const bool default_len = options_.sample_len <= 0 || options_.sample_len >= half;
+  KeepLast(prefix_, default_len ? half - 1 : half - options_.sample_len);
 }
 
 std::vector<int32_t> WhisperTranscription::Prompt(int32_t* sot_index) const {
@@ -43,7 +48,8 @@ std::vector<int32_t> WhisperTranscription::Prompt(int32_t* sot_index) const {
   if (!options_.timestamps) end.push_back(vocabulary_.no_timestamps);
   end.insert(end.end(), prefix_.begin(), prefix_.end());
 
-  std::vector<int32_t> previous(all_tokens_.begin() + prompt_reset_since_, all_tokens_.end());
+  std::vector<int32_t> previous(
+      all_tokens_.begin() + static_cast<std::ptrdiff_t>(prompt_reset_since_), all_tokens_.end());
   // The reference keeps text_context / 2 - 1; a long prefix must leave room for one token behind
   // it.
   KeepLast(previous,
@@ -73,15 +79,11 @@ std::optional<WhisperTranscription::Window> WhisperTranscription::NextWindow() {
 WhisperSegment WhisperTranscription::MakeSegment(double start, double end,
                                                  std::span<const int32_t> tokens,
                                                  const WhisperWindowResult& result) const {
-  std::vector<int32_t> text;
-  for (const int32_t id : tokens) {
-    if (id < vocabulary_.eot) text.push_back(id);
-  }
   return {.id = 0,
           .seek = seek_,
           .start = start,
           .end = end,
-          .text = tokenizer_.Decode(text),
+          .text = DecodeBelow(tokenizer_, tokens, vocabulary_.eot),
           .tokens = {tokens.begin(), tokens.end()},
           .temperature = result.temperature,
           .avg_logprob = result.avg_logprob,
@@ -104,6 +106,8 @@ std::vector<WhisperSegment> WhisperTranscription::FinishWindow(const WhisperWind
   const double precision = options_.window_seconds / static_cast<double>(positions);
   const double offset = static_cast<double>(seek_) * frame_seconds;
   const auto is_time = [&](size_t i) { return tokens[i] >= begin; };
+  // Without timestamp rules a slice may begin with text: it begins where the window does.
+  const auto seconds = [&](int32_t id) { return std::max(id - begin, 0) * precision; };
   const size_t n = tokens.size();
   const bool single_ending = n >= 2 && !is_time(n - 2) && is_time(n - 1);
 
@@ -118,8 +122,8 @@ std::vector<WhisperSegment> WhisperTranscription::FinishWindow(const WhisperWind
     size_t from = 0;
     for (const size_t to : cuts) {
       const auto slice = tokens.subspan(from, to - from);
-      segments.push_back(MakeSegment(offset + (slice.front() - begin) * precision,
-                                     offset + (slice.back() - begin) * precision, slice, result));
+      segments.push_back(MakeSegment(offset + seconds(slice.front()),
+                                     offset + seconds(slice.back()), slice, result));
       from = to;
     }
     // What follows the last pair is cut off in mid-sentence: the next window begins there.
@@ -130,7 +134,7 @@ std::vector<WhisperSegment> WhisperTranscription::FinishWindow(const WhisperWind
     double duration = static_cast<double>(size) * frame_seconds;
     for (size_t i = n; i-- > 0;) {
       if (!is_time(i)) continue;
-      if (tokens[i] != begin) duration = (tokens[i] - begin) * precision;
+      if (tokens[i] != begin) duration = seconds(tokens[i]);
       break;
     }
     segments.push_back(MakeSegment(offset, offset + duration, tokens, result));
@@ -152,11 +156,8 @@ std::vector<WhisperSegment> WhisperTranscription::FinishWindow(const WhisperWind
 }
 
 std::string WhisperTranscription::Text() const {
-  std::vector<int32_t> text;
-  for (size_t i = initial_prompt_tokens_; i < all_tokens_.size(); ++i) {
-    if (all_tokens_[i] < vocabulary_.timestamp_begin) text.push_back(all_tokens_[i]);
-  }
-  return tokenizer_.Decode(text);
+  return DecodeBelow(tokenizer_, std::span(all_tokens_).subspan(initial_prompt_tokens_),
+                     vocabulary_.timestamp_begin);
 }
 
 }  // namespace sensorium
