@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/status_macros.h"
@@ -66,11 +67,7 @@ std::string UniqueName(std::string name, const std::vector<ModelConfig>& others)
   return absl::StrCat(name, "-", number);
 }
 
-absl::StatusOr<OpenedClient> OpenServer(const ClientOptions& options) {
-  if (options.server.find(':') == std::string::npos) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("--server is '", options.server, "'; expected HOST:PORT"));
-  }
+OpenedClient OpenServer(const ClientOptions& options) {
   if (options.dtype != ClientOptions().dtype || options.threads != ClientOptions().threads) {
     PrintError("with --server, --dtype and --threads are the server's own and change nothing");
   }
@@ -82,9 +79,24 @@ absl::StatusOr<OpenedClient> OpenServer(const ClientOptions& options) {
 
 }  // namespace
 
+void CheckTarget(CLI::Option& option) {
+  const auto wrong = [](const std::string& target) {
+    if (target.starts_with("unix:")) return std::string();
+    const size_t colon = target.rfind(':');
+    int port = 0;
+    const bool whole =
+        colon != 0 && colon != target.npos && absl::SimpleAtoi(target.substr(colon + 1), &port);
+    return whole && port >= 1 && port <= 65535
+               ? std::string()
+               : absl::StrCat("'", target, "' is not HOST:PORT with a port from 1 to 65535");
+  };
+  option.check(wrong)->type_name("HOST:PORT");
+}
+
 void AddClientOptions(CLI::App& command, ClientOptions& options) {
-  command.add_option("--server", options.server,
-                     "HOST:PORT of a running server (default: the model runs in this process)");
+  CheckTarget(
+      *command.add_option("--server", options.server,
+                          "of a running server; default none, the model runs in this process"));
   command
       .add_option("--dtype", options.dtype,
                   "in process: storage and arithmetic, float32 (exact) or bfloat16; default "

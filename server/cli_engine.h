@@ -29,6 +29,9 @@ struct ClientOptions {
 // --server, --dtype, --threads, --kv-cache-mib. `options` must outlive `command`'s parsing.
 void AddClientOptions(CLI::App& command, ClientOptions& options);
 
+// Makes anything but host:port (or unix:path) in `option` wrong usage.
+void CheckTarget(CLI::Option& option);
+
 struct OpenedClient {
   std::unique_ptr<InferenceClient> client;
   std::vector<std::string> names;  // what to call options.models in a request, in their order

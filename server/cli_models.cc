@@ -117,8 +117,7 @@ void AddModelsCommand(CLI::App& app, int& exit_code) {
       ->allow_extra_args(false);
   AddClientOptions(c, o.client);
   c.get_option("--server")
-      ->description(
-          "HOST:PORT of a running server; default localhost:50051 when there is no --model");
+      ->description("of a running server; default localhost:50051 when there is no --model");
   c.get_option("--model")->excludes(c.get_option("--server"));
   c.add_flag("--json", o.json, "print one JSON object a line for each model");
   c.callback([options, &exit_code] {

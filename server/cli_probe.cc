@@ -55,7 +55,7 @@ void AddProbeCommand(CLI::App& app, int& exit_code) {
   ProbeOptions& o = *options;
   CLI::App& c = *app.add_subcommand(
       "probe", "Print SERVING, NOT_SERVING or UNREACHABLE; exit code 0 for SERVING alone");
-  c.add_option("HOST:PORT", o.target, "where the server listens")->required();
+  CheckTarget(*c.add_option("TARGET", o.target, "where the server listens")->required());
   c.add_option("--service", o.service,
                "which service of grpc.health.v1 to ask for; default: the server as a whole");
   c.add_option("--timeout-ms", o.timeout_ms, "for connecting and the answer, in ms; default 2000")

@@ -137,7 +137,10 @@ TEST(CliFormatTest, WhatDoesNotGoTogetherIsWrongUsage) {
       {{"transcribe", "a", "--model", "m", "--format", "vtt", "--json"}, "exclude"},
       {{"transcribe", "a", "--model", "m", "--format", "doc"}, "--format"},
       {{"models", "--model", "m", "--server", "h:1"}, "excludes"},
-      {{"probe"}, "HOST:PORT"},
+      {{"probe"}, "TARGET"},
+      {{"probe", "localhost"}, "'localhost' is not HOST:PORT"},
+      {{"models", "--server", "host:0"}, "from 1 to 65535"},
+      {{"models", "--server", ":50051"}, "is not HOST:PORT"},
   };
   for (const auto& [arguments, what] : kWrong) {
     const Outcome outcome = RunCommand(arguments);
