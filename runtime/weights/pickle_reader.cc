@@ -1,59 +1,96 @@
 #include "runtime/weights/pickle_reader.h"
 
+#include <algorithm>
 #include <cstring>
-#include <map>
-#include <memory>
+#include <iterator>
+#include <optional>
 #include <set>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <variant>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/weights/quoted.h"
 
 namespace sensorium {
 
 namespace {
 
-constexpr size_t kMaxStack = 4'000'000;    // values alive at once: a 72B checkpoint has thousands
-constexpr size_t kMaxValues = 16'000'000;  // ever made
+// A tensor takes some 300 bytes of pickle, 18 values and 15 places in tuples and dicts. The largest
+// published mixtures of experts have 50 thousand tensors over all their files.
+constexpr size_t kMaxPickleBytes = 64 << 20;
+constexpr size_t kMaxValues = 4'000'000;  // some 100 bytes each with all that refers to them
 
-struct Value;
-// Shared, since the memo lets one value stand in several places. Containers only ever hold values
-// that were complete before them, so there are no cycles but a dict put into itself, which Insert
-// refuses.
-using Ref = std::shared_ptr<Value>;
+// The globals that a state dict of tensors names, as "module.attribute". Nothing is looked up or
+// called: the name stands for one of these meanings.
+enum class Meaning { kOrderedDict, kTensor, kParameter, kStorage };
+struct Global {
+  std::string_view name;
+  Meaning meaning;
+  std::optional<DType> dtype = {};  // of a storage; none: a kind that no model of ours holds
+};
+constexpr Global kGlobals[] = {
+    {"collections.OrderedDict", Meaning::kOrderedDict},
+    {"torch._utils._rebuild_tensor_v2", Meaning::kTensor},
+    {"torch._utils._rebuild_parameter", Meaning::kParameter},
+    {"torch.FloatStorage", Meaning::kStorage, DType::kFloat32},
+    {"torch.HalfStorage", Meaning::kStorage, DType::kFloat16},
+    {"torch.BFloat16Storage", Meaning::kStorage, DType::kBFloat16},
+    {"torch.DoubleStorage", Meaning::kStorage},
+    {"torch.LongStorage", Meaning::kStorage},
+    {"torch.IntStorage", Meaning::kStorage},
+    {"torch.ShortStorage", Meaning::kStorage},
+    {"torch.CharStorage", Meaning::kStorage},
+    {"torch.ByteStorage", Meaning::kStorage},
+    {"torch.BoolStorage", Meaning::kStorage},
+};
+
+// The opcodes of pickletools that a state dict does not need, for messages.
+std::string_view NameOfRefused(uint8_t op) {
+  // clang-format off
+  static constexpr std::pair<uint8_t, std::string_view> kNames[] = {
+      {'0', "POP"}, {'1', "POP_MARK"}, {'2', "DUP"}, {'F', "FLOAT"}, {'G', "BINFLOAT"},
+      {'I', "INT"}, {'L', "LONG"}, {'P', "PERSID"}, {'S', "STRING"}, {'T', "BINSTRING"},
+      {'U', "SHORT_BINSTRING"}, {'V', "UNICODE"}, {'B', "BINBYTES"}, {'C', "SHORT_BINBYTES"},
+      {'d', "DICT"}, {'g', "GET"}, {'p', "PUT"}, {'i', "INST"}, {'o', "OBJ"}, {'l', "LIST"},
+      {0x81, "NEWOBJ"}, {0x82, "EXT1"}, {0x83, "EXT2"}, {0x84, "EXT4"}, {0x8b, "LONG4"},
+      {0x8d, "BINUNICODE8"}, {0x8e, "BINBYTES8"}, {0x8f, "EMPTY_SET"}, {0x90, "ADDITEMS"},
+      {0x91, "FROZENSET"}, {0x92, "NEWOBJ_EX"}, {0x96, "BYTEARRAY8"}, {0x97, "NEXT_BUFFER"},
+      {0x98, "READONLY_BUFFER"}};
+  // clang-format on
+  for (const auto& [code, name] : kNames) {
+    if (code == op) return name;
+  }
+  return "unknown";
+}
+
+// Values live in one arena and refer to each other by index, never by owning: however deep they
+// nest and whatever cycles they form, letting go of them is freeing a few vectors.
+using Id = uint32_t;
 
 struct None {};
 struct Mark {};
-struct Global {
-  std::string name;  // module.attribute
-};
-struct Storage {
-  DType dtype;
-  std::string key;
-  int64_t elements;
+struct List {};  // a state dict needs none of a list's items
+struct Dict {
+  uint32_t index;  // into Reader::dicts_
 };
 struct Tuple {
-  std::vector<Ref> items;
+  uint32_t begin, size;  // Reader::items_[begin, begin + size)
 };
-struct List {
-  std::vector<Ref> items;
+struct Storage {
+  const Global* type;
+  std::string_view key;
+  int64_t elements;
 };
-struct Dict {
-  std::vector<std::pair<Ref, Ref>> items;
+struct Tensor {
+  Id storage;
+  int64_t offset;
+  Tuple shape, strides;  // of the same size, integers >= 0
 };
-
-struct Value {
-  std::variant<None, Mark, bool, int64_t, std::string, Global, Storage, Tuple, List, Dict,
-               PickledTensor>
-      v;
-};
-
-template <typename T>
-T* As(const Ref& ref) {
-  return ref ? std::get_if<T>(&ref->v) : nullptr;
-}
+using Value = std::variant<None, Mark, List, bool, int64_t, std::string_view, const Global*, Tuple,
+                           Dict, Storage, Tensor>;
 
 class Reader {
  public:
@@ -63,369 +100,411 @@ class Reader {
   absl::StatusOr<std::vector<PickledTensor>> Run();
 
  private:
-  absl::Status Error(std::string_view what) const {
+  using Entry = std::pair<Id, Id>;  // key, value
+
+  template <typename... Parts>
+  absl::Status Error(const Parts&... parts) const {
     return absl::InvalidArgumentError(
-        absl::StrCat(origin_, ": pickle byte ", op_at_, ": ", std::string(what)));
+        absl::StrCat(origin_, ": pickle byte ", op_at_, ": ", parts...));
   }
+  absl::Status TooMany() const { return Error("more than ", kMaxValues, " values"); }
   bool Has(uint64_t n) const { return n <= bytes_.size() - at_; }
+
+  // The opcode's argument, a little-endian integer.
   template <typename T>
-  T Read() {
+  absl::StatusOr<T> Read() {
+    if (!Has(sizeof(T))) return Error("the pickle ends within an opcode");
     T v;
     std::memcpy(&v, bytes_.data() + at_, sizeof v);
     at_ += sizeof v;
     return v;
   }
-  bool Push(Value value) {
-    if (stack_.size() >= kMaxStack || ++made_ > kMaxValues) return false;
-    stack_.push_back(std::make_shared<Value>(std::move(value)));
-    return true;
-  }
-  Ref Pop() {
-    if (stack_.empty()) return nullptr;
-    Ref top = std::move(stack_.back());
-    stack_.pop_back();
-    return top;
-  }
-  // Everything above the last mark, which goes too.
-  bool PopToMark(std::vector<Ref>& items) {
-    size_t i = stack_.size();
-    while (i > 0 && !As<Mark>(stack_[i - 1])) --i;
-    if (i == 0) return false;
-    items.assign(std::make_move_iterator(stack_.begin() + i),
-                 std::make_move_iterator(stack_.end()));
-    stack_.resize(i - 1);
-    return true;
-  }
-  absl::Status Text(uint64_t length);
-  absl::Status Line(std::string& line);
-  absl::Status TupleOf(size_t n);
-  absl::Status PushGlobal(std::string name);
-  absl::Status Reduce();
-  absl::Status PersistentId();
-  absl::Status Insert(const Ref& dict, const Ref& key, const Ref& value);
-  absl::Status Build();
-  absl::Status Step(uint8_t op, bool& stop);
+  absl::StatusOr<std::string_view> ReadText(uint64_t length);
+  absl::StatusOr<std::string_view> ReadLine();
+  absl::StatusOr<int64_t> ReadLong1();
 
-  const std::span<const std::byte> bytes_;
+  template <typename T>
+  const T* As(Id id) const {
+    return std::get_if<T>(&values_[id]);
+  }
+  // Makes a value.
+  absl::Status Push(Value value) {
+    if (values_.size() >= kMaxValues) return TooMany();
+    values_.push_back(value);
+    return PushId(static_cast<Id>(values_.size() - 1));
+  }
+  absl::Status PushId(Id id) {
+    if (stack_.size() >= kMaxValues) return TooMany();
+    stack_.push_back(id);
+    return absl::OkStatus();
+  }
+  // What the top of the stack is if it is a T; a mark hides what lies below it.
+  template <typename T>
+  const T* Top() const {
+    return stack_.empty() ? nullptr : As<T>(stack_.back());
+  }
+  absl::StatusOr<Id> Pop() {
+    if (stack_.empty() || Top<Mark>()) return Error("the stack is empty");
+    const Id id = stack_.back();
+    stack_.pop_back();
+    return id;
+  }
+  absl::StatusOr<std::vector<Id>> PopToMark();
+  absl::Status PushDict();
+  absl::Status PushTuple(std::span<const Id> items);
+  absl::Status PushTupleOf(size_t n);
+  absl::Status PushGlobal(std::string_view module, std::string_view attribute);
+  absl::Status PushStorage();
+  absl::Status Reduce();
+  absl::Status PushTensor(Tuple arguments);
+  absl::Status Insert(std::span<const Id> keys_and_values);
+  absl::Status Build();
+  absl::Status Memoize(uint32_t index);
+  absl::Status Recall(uint32_t index);
+  absl::Status Step(uint8_t op);
+  absl::StatusOr<PickledTensor> Finish(std::string_view name, Id value) const;
+
+  const std::span<const std::byte> bytes_;  // string_views in values_ point here
   const std::string& origin_;
   uint64_t at_ = 0, op_at_ = 0;
-  size_t made_ = 0;
-  std::vector<Ref> stack_;
-  std::unordered_map<uint32_t, Ref> memo_;
+  std::vector<Value> values_;
+  std::vector<Id> stack_;
+  std::vector<Id> items_;  // of all tuples
+  std::vector<std::vector<Entry>> dicts_;
+  size_t num_entries_ = 0;  // in all of dicts_
+  std::unordered_map<uint32_t, Id> memo_;
 };
 
-absl::Status Reader::Text(uint64_t length) {
-  if (!Has(length)) return Error(absl::StrCat("a string of ", length, " bytes runs over the end"));
-  std::string text(reinterpret_cast<const char*>(bytes_.data() + at_), length);
+absl::StatusOr<std::string_view> Reader::ReadText(uint64_t length) {
+  if (!Has(length)) {
+    return Error("a string of ", length, " bytes runs over the end of ", bytes_.size());
+  }
+  const std::string_view text(reinterpret_cast<const char*>(bytes_.data() + at_), length);
   at_ += length;
-  return Push({std::move(text)}) ? absl::OkStatus() : Error("too many values");
+  return text;
 }
 
-absl::Status Reader::Line(std::string& line) {
-  while (Has(1)) {
-    const char c = static_cast<char>(bytes_[at_++]);
-    if (c == '\n') return absl::OkStatus();
-    line.push_back(c);
-    if (line.size() > 256) break;
+absl::StatusOr<std::string_view> Reader::ReadLine() {
+  const std::string_view rest(reinterpret_cast<const char*>(bytes_.data() + at_),
+                              bytes_.size() - at_);
+  const size_t length = rest.find('\n');
+  if (length == rest.npos) return Error("a global's name does not end");
+  at_ += length + 1;
+  return rest.substr(0, length);
+}
+
+// Two's complement of 0 to 8 bytes; Python's own integers have no such bound.
+absl::StatusOr<int64_t> Reader::ReadLong1() {
+  ASSIGN_OR_RETURN(const uint8_t n, Read<uint8_t>());
+  if (n > 8) return Error("LONG1 with an integer of ", int{n}, " bytes; the limit is 8");
+  uint64_t bits = 0;
+  for (int i = 0; i < n; ++i) {
+    ASSIGN_OR_RETURN(const uint8_t byte, Read<uint8_t>());
+    bits |= uint64_t{byte} << (8 * i);
   }
-  return Error("a global's name does not end");
+  if (n > 0 && n < 8 && (bits >> (8 * n - 1))) bits |= ~uint64_t{0} << (8 * n);
+  return static_cast<int64_t>(bits);
 }
 
-absl::Status Reader::TupleOf(size_t n) {
-  if (stack_.size() < n) return Error("the stack is empty");
-  Tuple tuple;
-  for (size_t i = stack_.size() - n; i < stack_.size(); ++i) {
-    if (As<Mark>(stack_[i])) return Error("a mark in a tuple");
-    tuple.items.push_back(stack_[i]);
+// Everything above the last mark, which goes too.
+absl::StatusOr<std::vector<Id>> Reader::PopToMark() {
+  size_t i = stack_.size();
+  while (i > 0 && !As<Mark>(stack_[i - 1])) --i;
+  if (i == 0) return Error("there is no mark on the stack");
+  std::vector<Id> items(stack_.begin() + i, stack_.end());
+  stack_.resize(i - 1);
+  return items;
+}
+
+absl::Status Reader::PushDict() {
+  dicts_.emplace_back();
+  return Push(Dict{static_cast<uint32_t>(dicts_.size() - 1)});
+}
+
+absl::Status Reader::PushTuple(std::span<const Id> items) {
+  if (items.size() > kMaxValues - items_.size()) return TooMany();
+  const Tuple tuple{static_cast<uint32_t>(items_.size()), static_cast<uint32_t>(items.size())};
+  items_.insert(items_.end(), items.begin(), items.end());
+  return Push(tuple);
+}
+
+absl::Status Reader::PushTupleOf(size_t n) {
+  Id items[3] = {};
+  for (size_t i = n; i-- > 0;) {
+    ASSIGN_OR_RETURN(items[i], Pop());
   }
-  stack_.resize(stack_.size() - n);
-  return Push({std::move(tuple)}) ? absl::OkStatus() : Error("too many values");
+  return PushTuple({items, n});
 }
 
-absl::Status Reader::PushGlobal(std::string name) {
-  static const std::set<std::string, std::less<>> kKnown = {"collections.OrderedDict",
-                                                            "torch._utils._rebuild_tensor_v2",
-                                                            "torch._utils._rebuild_parameter",
-                                                            "torch.FloatStorage",
-                                                            "torch.HalfStorage",
-                                                            "torch.BFloat16Storage"};
-  if (!kKnown.contains(name)) {
-    return Error(
-        absl::StrCat("the global '", absl::CEscape(name.substr(0, 200)),
-                     "' is none a state dict of float tensors needs; nothing was executed"));
+absl::Status Reader::PushGlobal(std::string_view module, std::string_view attribute) {
+  const std::string name =
+      std::string(module.substr(0, 256)) + "." + std::string(attribute.substr(0, 256));
+  for (const Global& global : kGlobals) {
+    if (global.name == name) return Push(&global);
   }
-  return Push({Global{std::move(name)}}) ? absl::OkStatus() : Error("too many values");
+  return Error("the global ", Quoted(name),
+               " is none that a state dict of tensors needs; nothing was executed");
 }
 
-// A storage: ('storage', torch.XStorage, key, location, elements).
-absl::Status Reader::PersistentId() {
-  const Ref id = Pop();
+// BINPERSID: a storage, ('storage', torch.XStorage, key, location, elements).
+absl::Status Reader::PushStorage() {
+  ASSIGN_OR_RETURN(const Id id, Pop());
   const Tuple* tuple = As<Tuple>(id);
-  if (!tuple || tuple->items.size() != 5) return Error("a storage is not named by five values");
-  const auto* kind = As<std::string>(tuple->items[0]);
-  const auto* type = As<Global>(tuple->items[1]);
-  const auto* key = As<std::string>(tuple->items[2]);
-  const auto* elements = As<int64_t>(tuple->items[4]);
-  if (!kind || *kind != "storage" || !type || !key || !elements || *elements < 0) {
+  if (!tuple || tuple->size != 5) return Error("a storage is not named by five values");
+  const Id* items = &items_[tuple->begin];
+  const auto* kind = As<std::string_view>(items[0]);
+  const auto* type = As<const Global*>(items[1]);
+  const auto* key = As<std::string_view>(items[2]);
+  const auto* elements = As<int64_t>(items[4]);
+  if (!kind || *kind != "storage" || !type || (*type)->meaning != Meaning::kStorage || !key ||
+      !elements || *elements < 0) {
     return Error("a storage is named by values of the wrong kinds");
   }
-  Storage storage{.dtype = DType::kFloat32, .key = *key, .elements = *elements};
-  if (type->name == "torch.HalfStorage") {
-    storage.dtype = DType::kFloat16;
-  } else if (type->name == "torch.BFloat16Storage") {
-    storage.dtype = DType::kBFloat16;
-  } else if (type->name != "torch.FloatStorage") {
-    return Error(absl::StrCat("a storage of type ", type->name));
-  }
-  return Push({std::move(storage)}) ? absl::OkStatus() : Error("too many values");
+  return Push(Storage{.type = *type, .key = *key, .elements = *elements});
 }
 
 absl::Status Reader::Reduce() {
-  const Ref arguments = Pop(), callee = Pop();
-  const Tuple* args = As<Tuple>(arguments);
-  const Global* global = As<Global>(callee);
-  if (!args || !global) return Error("REDUCE of something else than a known global");
-  const auto& items = args->items;
-  if (global->name == "collections.OrderedDict") {
-    if (!items.empty()) return Error("an OrderedDict made with arguments");
-    return Push({Dict{}}) ? absl::OkStatus() : Error("too many values");
+  ASSIGN_OR_RETURN(const Id arguments_id, Pop());
+  ASSIGN_OR_RETURN(const Id callee, Pop());
+  const Tuple* arguments = As<Tuple>(arguments_id);
+  const auto* global = As<const Global*>(callee);
+  if (!arguments || !global) return Error("REDUCE of something else than a known global");
+  switch ((*global)->meaning) {
+    case Meaning::kOrderedDict:
+      if (arguments->size != 0) return Error("REDUCE of an OrderedDict with arguments");
+      return PushDict();
+    case Meaning::kTensor:
+      return PushTensor(*arguments);
+    case Meaning::kParameter:  // (tensor, requires_grad, backward_hooks): the tensor
+      if (arguments->size != 3 || !As<Tensor>(items_[arguments->begin])) {
+        return Error("REDUCE of a parameter made of something else than a tensor");
+      }
+      return PushId(items_[arguments->begin]);
+    case Meaning::kStorage:
+      break;
   }
-  if (global->name == "torch._utils._rebuild_parameter") {
-    // (tensor, requires_grad, backward_hooks): the tensor.
-    if (items.size() != 3 || !As<PickledTensor>(items[0])) return Error("a bad parameter");
-    stack_.push_back(items[0]);
-    return absl::OkStatus();
+  return Error("REDUCE of ", Quoted((*global)->name), ", which a state dict does not call");
+}
+
+// _rebuild_tensor_v2(storage, offset, size, stride, requires_grad, backward_hooks[, metadata])
+absl::Status Reader::PushTensor(Tuple arguments) {
+  if (arguments.size < 6 || arguments.size > 7) {
+    return Error("a tensor is made of ", arguments.size, " values, expected 6 or 7");
   }
-  if (global->name != "torch._utils._rebuild_tensor_v2") {
-    return Error(absl::StrCat("a call of ", global->name));
-  }
-  // (storage, offset, size, stride, requires_grad, backward_hooks[, metadata])
-  if (items.size() < 6 || items.size() > 7) return Error("a tensor is not made of six values");
-  const auto* storage = As<Storage>(items[0]);
+  const Id* items = &items_[arguments.begin];
   const auto* offset = As<int64_t>(items[1]);
-  const auto* shape = As<Tuple>(items[2]);
-  const auto* strides = As<Tuple>(items[3]);
-  if (!storage || !offset || *offset < 0 || !shape || !strides ||
-      shape->items.size() != strides->items.size() ||
-      shape->items.size() > static_cast<size_t>(kMaxRank)) {
+  const auto *shape = As<Tuple>(items[2]), *strides = As<Tuple>(items[3]);
+  if (!As<Storage>(items[0]) || !offset || *offset < 0 || !shape || !strides) {
     return Error("a tensor is made of values of the wrong kinds");
   }
-  PickledTensor tensor{.name = "",
-                       .dtype = storage->dtype,
-                       .storage = storage->key,
-                       .storage_elements = storage->elements,
-                       .offset = *offset,
-                       .shape = {},
-                       .strides = {}};
-  for (size_t i = 0; i < shape->items.size(); ++i) {
-    const auto* n = As<int64_t>(shape->items[i]);
-    const auto* s = As<int64_t>(strides->items[i]);
-    if (!n || *n < 0 || !s || *s < 0) return Error("a tensor has a bad shape or stride");
-    tensor.shape.push_back(*n);
-    tensor.strides.push_back(*s);
+  if (shape->size != strides->size || shape->size > static_cast<uint32_t>(kMaxRank)) {
+    return Error("a tensor has ", shape->size, " axes and ", strides->size,
+                 " strides; the limit is ", kMaxRank);
   }
-  return Push({std::move(tensor)}) ? absl::OkStatus() : Error("too many values");
+  for (const Tuple* tuple : {shape, strides}) {
+    for (uint32_t i = 0; i < tuple->size; ++i) {
+      const auto* n = As<int64_t>(items_[tuple->begin + i]);
+      if (!n || *n < 0) return Error("a tensor's shape or strides are no integers from 0 on");
+    }
+  }
+  return Push(Tensor{.storage = items[0], .offset = *offset, .shape = *shape, .strides = *strides});
 }
 
-absl::Status Reader::Insert(const Ref& dict, const Ref& key, const Ref& value) {
-  Dict* d = As<Dict>(dict);
-  if (!d) return Error("SETITEM on something else than a dict");
-  // A flat state dict: no container goes into one but empty hooks and small metadata.
-  if (!As<std::string>(key)) return Error("a dict's key is not a string");
-  if (value == dict || As<Mark>(value)) return Error("a dict inside itself");
-  if (As<Dict>(value) && !As<Dict>(value)->items.empty()) {
-    return Error(absl::StrCat("entry '", absl::CEscape(*As<std::string>(key)),
-                              "' is a dict, not a tensor: this is no plain state dict"));
+// SETITEM and SETITEMS on the dict on top of the stack.
+absl::Status Reader::Insert(std::span<const Id> keys_and_values) {
+  const Dict* dict = Top<Dict>();
+  if (!dict) return Error("SETITEM on something else than a dict");
+  if (keys_and_values.size() % 2 != 0) return Error("SETITEMS with a key of no value");
+  num_entries_ += keys_and_values.size() / 2;
+  if (num_entries_ > kMaxValues) return TooMany();
+  for (size_t i = 0; i < keys_and_values.size(); i += 2) {
+    dicts_[dict->index].emplace_back(keys_and_values[i], keys_and_values[i + 1]);
   }
-  d->items.emplace_back(key, value);
   return absl::OkStatus();
 }
 
-// State set on the state dict itself: torch stores `_metadata` so. Dropped.
+// Attributes set on the state dict: torch's modules leave `_metadata` (nested dicts of versions)
+// there. Not needed.
 absl::Status Reader::Build() {
-  const Ref state = Pop();
-  if (!state || stack_.empty() || !As<Dict>(stack_.back())) {
-    return Error("BUILD on something else than a dict");
+  ASSIGN_OR_RETURN(const Id state, Pop());
+  if (!As<Dict>(state) || !Top<Dict>()) {
+    return Error("BUILD of something else than a dict's attributes");
   }
   return absl::OkStatus();
 }
 
-absl::Status Reader::Step(uint8_t op, bool& stop) {
-  const auto push = [&](Value v) {
-    return Push(std::move(v)) ? absl::OkStatus() : Error("too many values");
-  };
-  const auto need = [&](uint64_t n) {
-    return Has(n) ? absl::OkStatus() : Error("the pickle ends within an opcode");
-  };
-  const auto memoize = [&](uint32_t index) {
-    if (stack_.empty() || As<Mark>(stack_.back())) return Error("nothing to memoize");
-    memo_[index] = stack_.back();
-    return absl::OkStatus();
-  };
-  const auto recall = [&](uint32_t index) {
-    const auto it = memo_.find(index);
-    if (it == memo_.end()) return Error(absl::StrCat("memo entry ", index, " is not set"));
-    if (stack_.size() >= kMaxStack) return Error("too many values");
-    stack_.push_back(it->second);
-    return absl::OkStatus();
-  };
-  // One-byte arguments first read their byte.
-  absl::Status status;
+absl::Status Reader::Memoize(uint32_t index) {
+  if (stack_.empty() || Top<Mark>()) return Error("nothing to memoize");
+  if (memo_.size() >= kMaxValues) return TooMany();
+  memo_[index] = stack_.back();
+  return absl::OkStatus();
+}
+
+absl::Status Reader::Recall(uint32_t index) {
+  const auto it = memo_.find(index);
+  if (it == memo_.end()) return Error("memo entry ", index, " is not set");
+  return PushId(it->second);
+}
+
+// One opcode but STOP. Names: CPython, Lib/pickletools.py.
+absl::Status Reader::Step(uint8_t op) {
   switch (op) {
-    case 0x80:  // PROTO
-      if (status = need(1); !status.ok()) return status;
-      if (const uint8_t version = Read<uint8_t>(); version < 2 || version > 5) {
-        return Error(absl::StrCat("pickle protocol ", int{version}, ", expected 2 to 5"));
-      }
-      return absl::OkStatus();
-    case 0x95:  // FRAME: a length that a stream reader wants
-      if (status = need(8); !status.ok()) return status;
-      Read<uint64_t>();
-      return absl::OkStatus();
-    case '}':
-      return push({Dict{}});
-    case ']':
-      return push({List{}});
-    case ')':
-      return push({Tuple{}});
-    case '(':
-      return push({Mark{}});
-    case 'N':
-      return push({None{}});
-    case 0x88:
-      return push({true});
-    case 0x89:
-      return push({false});
-    case 'X':  // BINUNICODE
-      if (status = need(4); !status.ok()) return status;
-      return Text(Read<uint32_t>());
-    case 0x8c:  // SHORT_BINUNICODE
-      if (status = need(1); !status.ok()) return status;
-      return Text(Read<uint8_t>());
-    case 'J':  // BININT
-      if (status = need(4); !status.ok()) return status;
-      return push({int64_t{Read<int32_t>()}});
-    case 'K':  // BININT1
-      if (status = need(1); !status.ok()) return status;
-      return push({int64_t{Read<uint8_t>()}});
-    case 'M':  // BININT2
-      if (status = need(2); !status.ok()) return status;
-      return push({int64_t{Read<uint16_t>()}});
-    case 0x8a: {  // LONG1: little-endian two's complement
-      if (status = need(1); !status.ok()) return status;
-      const uint8_t n = Read<uint8_t>();
-      if (n > 8) return Error(absl::StrCat("an integer of ", int{n}, " bytes"));
-      if (status = need(n); !status.ok()) return status;
-      uint64_t bits = 0;
-      for (uint8_t i = 0; i < n; ++i) bits |= uint64_t{Read<uint8_t>()} << (8 * i);
-      if (n > 0 && n < 8 && (bits >> (8 * n - 1))) bits |= ~uint64_t{0} << (8 * n);
-      return push({static_cast<int64_t>(bits)});
+    case 0x80: {  // PROTO
+      ASSIGN_OR_RETURN(const uint8_t version, Read<uint8_t>());
+      if (version >= 2 && version <= 5) return absl::OkStatus();
+      return Error("pickle protocol ", int{version}, ", expected 2 to 5");
+    }
+    case 0x95:  // FRAME: a length that only a reader of streams wants
+      return Read<uint64_t>().status();
+    case '}':  // EMPTY_DICT
+      return PushDict();
+    case ']':  // EMPTY_LIST
+      return Push(List{});
+    case ')':  // EMPTY_TUPLE
+      return PushTuple({});
+    case '(':  // MARK
+      return Push(Mark{});
+    case 'N':  // NONE
+      return Push(None{});
+    case 0x88:  // NEWTRUE
+    case 0x89:  // NEWFALSE
+      return Push(op == 0x88);
+    case 'X': {  // BINUNICODE
+      ASSIGN_OR_RETURN(const uint32_t length, Read<uint32_t>());
+      ASSIGN_OR_RETURN(const std::string_view text, ReadText(length));
+      return Push(text);
+    }
+    case 0x8c: {  // SHORT_BINUNICODE
+      ASSIGN_OR_RETURN(const uint8_t length, Read<uint8_t>());
+      ASSIGN_OR_RETURN(const std::string_view text, ReadText(length));
+      return Push(text);
+    }
+    case 'J': {  // BININT
+      ASSIGN_OR_RETURN(const int32_t n, Read<int32_t>());
+      return Push(int64_t{n});
+    }
+    case 'K': {  // BININT1
+      ASSIGN_OR_RETURN(const uint8_t n, Read<uint8_t>());
+      return Push(int64_t{n});
+    }
+    case 'M': {  // BININT2
+      ASSIGN_OR_RETURN(const uint16_t n, Read<uint16_t>());
+      return Push(int64_t{n});
+    }
+    case 0x8a: {  // LONG1
+      ASSIGN_OR_RETURN(const int64_t n, ReadLong1());
+      return Push(n);
     }
     case 't': {  // TUPLE
-      Tuple tuple;
-      if (!PopToMark(tuple.items)) return Error("TUPLE without a mark");
-      return push({std::move(tuple)});
+      ASSIGN_OR_RETURN(const std::vector<Id> items, PopToMark());
+      return PushTuple(items);
     }
-    case 0x85:
-      return TupleOf(1);
-    case 0x86:
-      return TupleOf(2);
-    case 0x87:
-      return TupleOf(3);
-    case 'a': {  // APPEND
-      const Ref item = Pop();
-      if (!item || stack_.empty() || !As<List>(stack_.back())) return Error("APPEND to no list");
-      if (item == stack_.back()) return Error("a list inside itself");
-      As<List>(stack_.back())->items.push_back(item);
-      return absl::OkStatus();
-    }
+    case 0x85:  // TUPLE1
+    case 0x86:  // TUPLE2
+    case 0x87:  // TUPLE3
+      return PushTupleOf(op - 0x84);
+    case 'a':    // APPEND
     case 'e': {  // APPENDS
-      std::vector<Ref> items;
-      if (!PopToMark(items) || stack_.empty() || !As<List>(stack_.back())) {
-        return Error("APPENDS to no list");
-      }
-      for (Ref& item : items) {
-        if (item == stack_.back()) return Error("a list inside itself");
-        As<List>(stack_.back())->items.push_back(std::move(item));
-      }
-      return absl::OkStatus();
+      RETURN_IF_ERROR(op == 'a' ? Pop().status() : PopToMark().status());
+      return Top<List>() ? absl::OkStatus() : Error("APPEND to something else than a list");
     }
     case 's': {  // SETITEM
-      const Ref value = Pop(), key = Pop();
-      if (!value || !key || stack_.empty()) return Error("SETITEM on an empty stack");
-      return Insert(stack_.back(), key, value);
+      ASSIGN_OR_RETURN(const Id value, Pop());
+      ASSIGN_OR_RETURN(const Id key, Pop());
+      return Insert(std::initializer_list<Id>{key, value});
     }
     case 'u': {  // SETITEMS
-      std::vector<Ref> items;
-      if (!PopToMark(items) || stack_.empty() || items.size() % 2 != 0) {
-        return Error("SETITEMS without pairs");
-      }
-      for (size_t i = 0; i < items.size(); i += 2) {
-        if (status = Insert(stack_.back(), items[i], items[i + 1]); !status.ok()) return status;
-      }
-      return absl::OkStatus();
+      ASSIGN_OR_RETURN(const std::vector<Id> items, PopToMark());
+      return Insert(items);
     }
-    case 'q':  // BINPUT
-      if (status = need(1); !status.ok()) return status;
-      return memoize(Read<uint8_t>());
-    case 'r':  // LONG_BINPUT
-      if (status = need(4); !status.ok()) return status;
-      return memoize(Read<uint32_t>());
-    case 0x94:
-      return memoize(static_cast<uint32_t>(memo_.size()));  // MEMOIZE
-    case 'h':                                               // BINGET
-      if (status = need(1); !status.ok()) return status;
-      return recall(Read<uint8_t>());
-    case 'j':  // LONG_BINGET
-      if (status = need(4); !status.ok()) return status;
-      return recall(Read<uint32_t>());
+    case 'q': {  // BINPUT
+      ASSIGN_OR_RETURN(const uint8_t index, Read<uint8_t>());
+      return Memoize(index);
+    }
+    case 'r': {  // LONG_BINPUT
+      ASSIGN_OR_RETURN(const uint32_t index, Read<uint32_t>());
+      return Memoize(index);
+    }
+    case 0x94:  // MEMOIZE
+      return Memoize(static_cast<uint32_t>(memo_.size()));
+    case 'h': {  // BINGET
+      ASSIGN_OR_RETURN(const uint8_t index, Read<uint8_t>());
+      return Recall(index);
+    }
+    case 'j': {  // LONG_BINGET
+      ASSIGN_OR_RETURN(const uint32_t index, Read<uint32_t>());
+      return Recall(index);
+    }
     case 'c': {  // GLOBAL
-      std::string module, name;
-      if (status = Line(module); !status.ok()) return status;
-      if (status = Line(name); !status.ok()) return status;
-      return PushGlobal(module + "." + name);
+      ASSIGN_OR_RETURN(const std::string_view module, ReadLine());
+      ASSIGN_OR_RETURN(const std::string_view attribute, ReadLine());
+      return PushGlobal(module, attribute);
     }
     case 0x93: {  // STACK_GLOBAL
-      const Ref name = Pop(), module = Pop();
-      if (!As<std::string>(name) || !As<std::string>(module)) return Error("a global of no name");
-      return PushGlobal(*As<std::string>(module) + "." + *As<std::string>(name));
+      ASSIGN_OR_RETURN(const Id attribute, Pop());
+      ASSIGN_OR_RETURN(const Id module, Pop());
+      const auto *m = As<std::string_view>(module), *a = As<std::string_view>(attribute);
+      return m && a ? PushGlobal(*m, *a) : Error("STACK_GLOBAL of something else than two names");
     }
-    case 'Q':
-      return PersistentId();
-    case 'R':
+    case 'Q':  // BINPERSID
+      return PushStorage();
+    case 'R':  // REDUCE
       return Reduce();
-    case 'b':
+    case 'b':  // BUILD
       return Build();
-    case '.':
-      stop = true;
-      return absl::OkStatus();
     default:
-      return Error(absl::StrCat("opcode 0x", absl::Hex(op, absl::kZeroPad2),
-                                " is none a state dict needs; nothing was executed"));
+      return Error("the opcode ", std::string(NameOfRefused(op)), " (0x",
+                   absl::Hex(op, absl::kZeroPad2),
+                   ") is none that a state dict of tensors needs; nothing was executed");
   }
+}
+
+// An entry of the state dict.
+absl::StatusOr<PickledTensor> Reader::Finish(std::string_view name, Id value) const {
+  const Tensor* tensor = As<Tensor>(value);
+  if (!tensor) return Error("entry ", Quoted(name), " is no tensor: this is no plain state dict");
+  const Storage& storage = std::get<Storage>(values_[tensor->storage]);
+  if (!storage.type->dtype) {
+    return Error("tensor ", Quoted(name), " is stored as ", std::string(storage.type->name),
+                 ", expected torch.FloatStorage, torch.HalfStorage or torch.BFloat16Storage");
+  }
+  const auto integers = [&](Tuple tuple) {
+    std::vector<int64_t> n;
+    for (uint32_t i = 0; i < tuple.size; ++i) {
+      n.push_back(std::get<int64_t>(values_[items_[tuple.begin + i]]));
+    }
+    return n;
+  };
+  return PickledTensor{.name = std::string(name),
+                       .dtype = *storage.type->dtype,
+                       .storage = std::string(storage.key),
+                       .storage_elements = storage.elements,
+                       .offset = tensor->offset,
+                       .shape = integers(tensor->shape),
+                       .strides = integers(tensor->strides)};
 }
 
 absl::StatusOr<std::vector<PickledTensor>> Reader::Run() {
-  bool stop = false;
-  while (!stop) {
-    if (!Has(1)) return Error("the pickle has no end");
-    op_at_ = at_;
-    if (absl::Status status = Step(Read<uint8_t>(), stop); !status.ok()) return status;
+  if (bytes_.size() > kMaxPickleBytes) {
+    return Error("the pickle has ", bytes_.size(), " bytes; the limit is ", kMaxPickleBytes);
   }
-  const Ref root = Pop();
-  const Dict* dict = As<Dict>(root);
-  if (!dict || !stack_.empty()) return Error("the pickle is no dict of tensors");
+  while (true) {
+    op_at_ = at_;
+    if (!Has(1)) return Error("the pickle does not end with STOP");
+    const uint8_t op = static_cast<uint8_t>(bytes_[at_++]);
+    if (op == '.') break;
+    RETURN_IF_ERROR(Step(op));
+  }
+  const Dict* dict = Top<Dict>();
+  if (!dict || stack_.size() != 1) return Error("the pickle holds something else than one dict");
   std::vector<PickledTensor> tensors;
-  std::set<std::string> names;
-  for (const auto& [key, value] : dict->items) {
-    const std::string& name = *As<std::string>(key);
-    const PickledTensor* tensor = As<PickledTensor>(value);
-    if (!tensor) return Error(absl::StrCat("entry '", absl::CEscape(name), "' is no tensor"));
-    if (!names.insert(name).second) {
-      return Error(absl::StrCat("the name '", absl::CEscape(name), "' appears twice"));
-    }
-    tensors.push_back(*tensor);
-    tensors.back().name = name;
+  std::set<std::string_view> names;
+  for (const auto& [key, value] : dicts_[dict->index]) {
+    const auto* name = As<std::string_view>(key);
+    if (!name) return Error("a key of the state dict is no string");
+    if (!names.insert(*name).second) return Error("the name ", Quoted(*name), " appears twice");
+    ASSIGN_OR_RETURN(PickledTensor tensor, Finish(*name, value));
+    tensors.push_back(std::move(tensor));
   }
   return tensors;
 }
