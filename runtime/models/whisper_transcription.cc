@@ -13,7 +13,7 @@ namespace {
 std::vector<int32_t> EncodeText(const Tokenizer& tokenizer, const std::string& text) {
   const std::string_view stripped = StripSpace(text);
   if (stripped.empty()) return {};
-  return tokenizer.Encode(" " + std::string(stripped), /*parse_special=*/false);
+  return tokenizer.Encode(std::string(" ").append(stripped), /*parse_special=*/false);
 }
 
 void KeepLast(std::vector<int32_t>& ids, int64_t count) {

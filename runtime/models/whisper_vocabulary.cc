@@ -63,6 +63,17 @@ const Json* Find(const Json& json, const char* key) {
   return it == json.end() || it->is_null() ? nullptr : &*it;
 }
 
+// Of an integer in [min, max]; nullopt for anything else, numbers beyond 64 bits included.
+std::optional<int32_t> IntOf(const Json& json, int32_t min, int32_t max) {
+  if (!json.is_number_integer()) return std::nullopt;
+  if (json.is_number_unsigned() && json.get<uint64_t>() > static_cast<uint64_t>(max)) {
+    return std::nullopt;
+  }
+  const int64_t value = json.get<int64_t>();
+  if (value < min || value > max) return std::nullopt;
+  return static_cast<int32_t>(value);
+}
+
 // Reads ids and holds the two files against each other.
 class IdReader {
  public:
@@ -71,19 +82,10 @@ class IdReader {
 
   // `where` names the value's place in generation_config.json.
   absl::StatusOr<int32_t> Id(const Json& json, std::string_view where) const {
-    if (!json.is_number_integer()) {
-      return absl::InvalidArgumentError(absl::StrCat("generation_config.json: ", std::string(where),
-                                                     " is ", json.dump(), ", expected a token id"));
-    }
-    const int64_t id = json.is_number_unsigned() && json.get<uint64_t>() > INT32_MAX
-                           ? INT32_MAX
-                           : json.get<int64_t>();
-    if (id < 0 || id >= vocab_size_) {
-      return absl::InvalidArgumentError(absl::StrCat("generation_config.json: ", std::string(where),
-                                                     " is ", json.dump(),
-                                                     "; config.json has vocab_size ", vocab_size_));
-    }
-    return static_cast<int32_t>(id);
+    if (const auto id = IntOf(json, 0, vocab_size_ - 1)) return *id;
+    return absl::InvalidArgumentError(
+        absl::StrCat("generation_config.json: ", std::string(where), " is ", json.dump(),
+                     ", expected a token id; config.json has vocab_size ", vocab_size_));
   }
 
   // A special token by its value in generation_config.json (null: not there) and by its spellings.
@@ -146,12 +148,11 @@ std::string_view InnerOf(std::string_view literal) {
 
 absl::StatusOr<int32_t> RequiredInt(const Json& config, const char* key, int32_t max) {
   const Json* value = Find(config, key);
-  if (!value || !value->is_number_unsigned() || value->get<uint64_t>() < 1 ||
-      value->get<uint64_t>() > static_cast<uint64_t>(max)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "config.json: ", key, " is ", value ? value->dump() : "absent", ", expected 1 to ", max));
+  if (value) {
+    if (const auto number = IntOf(*value, 1, max)) return *number;
   }
-  return value->get<int32_t>();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "config.json: ", key, " is ", value ? value->dump() : "absent", ", expected 1 to ", max));
 }
 
 absl::Status ReadLanguages(WhisperVocabulary& v, const Json* lang_to_id, const IdReader& reader,
@@ -276,14 +277,13 @@ absl::StatusOr<WhisperVocabulary> WhisperVocabulary::From(const Json& config,
     v.begin_suppress_tokens.push_back(v.eot);
   }
   if (const Json* index = Find(generation_config, "max_initial_timestamp_index")) {
-    if (!index->is_number_unsigned() || index->get<uint64_t>() > INT32_MAX) {
+    const auto steps = IntOf(*index, 0, INT32_MAX);
+    if (!steps) {
       return absl::InvalidArgumentError(
           absl::StrCat("generation_config.json: max_initial_timestamp_index is ", index->dump(),
                        ", expected a number of time steps"));
     }
-    // Beyond the last timestamp it is no cap.
-    v.max_initial_timestamp_index = static_cast<int32_t>(
-        std::min<uint64_t>(index->get<uint64_t>(), static_cast<uint64_t>(v.num_timestamps)));
+    v.max_initial_timestamp_index = *steps;
   }
   return v;
 }
