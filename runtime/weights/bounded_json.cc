@@ -4,8 +4,8 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "runtime/weights/quoted.h"
 
 namespace sensorium {
 
@@ -32,7 +32,7 @@ class BoundedSax : public nlohmann::json_sax<nlohmann::json> {
   }
   bool key(string_t& k) override {
     if (!keys_.back().insert(k).second) {
-      return Fail(absl::StrCat("the name '", absl::Utf8SafeCEscape(k), "' appears twice"));
+      return Fail(absl::StrCat("the name ", Quoted(k), " appears twice"));
     }
     return dom_.key(k);
   }

@@ -5,8 +5,10 @@
 #include <fstream>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/weights/bounded_json.h"
+#include "runtime/weights/quoted.h"
 #include "runtime/weights/safetensors.h"
 #include "runtime/weights/torch_file.h"
 
@@ -61,11 +63,13 @@ absl::StatusOr<std::string> Checkpoint::ReadFile(const std::string& name) const 
 absl::Status Checkpoint::OpenWeights() {
   std::error_code ec;
   const auto exists = [&](const char* name) { return fs::exists(dir_ + "/" + name, ec); };
-  for (const char* index : {"model.safetensors.index.json", "pytorch_model.bin.index.json"}) {
-    if (exists(index)) return OpenShards(index);
-  }
+  // In the order in which transformers looks (modeling_utils, from_pretrained).
   for (const char* name : {"model.safetensors", "pytorch_model.bin"}) {
-    if (!exists(name)) continue;
+    const std::string index = absl::StrCat(name, ".index.json");
+    if (!exists(name)) {
+      if (exists(index.c_str())) return OpenShards(index);
+      continue;
+    }
     ASSIGN_OR_RETURN(std::vector<TensorInfo> tensors, OpenFile(name));
     for (TensorInfo& tensor : tensors) RETURN_IF_ERROR(Add(std::move(tensor)));
     return absl::OkStatus();
@@ -79,6 +83,7 @@ absl::Status Checkpoint::OpenWeights() {
 absl::StatusOr<std::vector<TensorInfo>> Checkpoint::OpenFile(const std::string& name) {
   ASSIGN_OR_RETURN(auto file, MappedFile::Open(dir_ + "/" + name));
   files_.push_back(std::move(file));
+  aligned_bytes_ = 0;
   return name.ends_with(".safetensors") ? ReadSafetensors(*files_.back())
                                         : ReadTorchFile(*files_.back());
 }
@@ -93,32 +98,37 @@ absl::Status Checkpoint::OpenShards(const std::string& index_name) {
   std::set<std::string> shards;
   for (const auto& [tensor, file] : index["weight_map"].items()) {
     if (!file.is_string()) {
-      return absl::InvalidArgumentError(absl::StrCat(origin, ": '", tensor, "' is in no file"));
+      return absl::InvalidArgumentError(
+          absl::StrCat(origin, ": ", Quoted(tensor), " is in no file"));
     }
     const std::string name = file.get<std::string>();
     if (name.empty() || name.front() == '.' || name.find('/') != std::string::npos ||
         name.find('\0') != std::string::npos) {
       return absl::InvalidArgumentError(
-          absl::StrCat(origin, ": '", name, "' is no plain file name"));
+          absl::StrCat(origin, ": ", Quoted(name), " is no plain file name"));
     }
     shard_of[tensor] = name;
     shards.insert(name);
   }
   for (const std::string& shard : shards) {
-    ASSIGN_OR_RETURN(std::vector<TensorInfo> tensors, OpenFile(shard));
-    for (TensorInfo& tensor : tensors) {
+    absl::StatusOr<std::vector<TensorInfo>> tensors = OpenFile(shard);
+    if (!tensors.ok()) {
+      return absl::Status(tensors.status().code(),
+                          absl::StrCat(tensors.status().message(), " (", index_name, " names it)"));
+    }
+    for (TensorInfo& tensor : *tensors) {
       const auto it = shard_of.find(tensor.name);
       if (it == shard_of.end() || it->second != shard) {
-        return absl::InvalidArgumentError(absl::StrCat(tensor.file, ": tensor '", tensor.name,
-                                                       "' is not where ", index_name, " says"));
+        return absl::InvalidArgumentError(absl::StrCat(
+            tensor.file, ": tensor ", Quoted(tensor.name), " is not where ", index_name, " says"));
       }
       RETURN_IF_ERROR(Add(std::move(tensor)));
     }
   }
   for (const auto& [tensor, shard] : shard_of) {
     if (!tensors_.contains(tensor)) {
-      return absl::InvalidArgumentError(absl::StrCat(dir_, "/", shard, ": tensor '", tensor,
-                                                     "' is missing, ", index_name,
+      return absl::InvalidArgumentError(absl::StrCat(dir_, "/", shard, ": tensor ", Quoted(tensor),
+                                                     " is missing, ", index_name,
                                                      " says it is there"));
     }
   }
@@ -128,14 +138,30 @@ absl::Status Checkpoint::OpenShards(const std::string& index_name) {
 absl::Status Checkpoint::Add(TensorInfo tensor) {
   total_bytes_ += tensor.bytes;
   if (reinterpret_cast<uintptr_t>(tensor.data) % SizeOf(tensor.dtype) != 0) {
-    aligned_.push_back(std::make_unique<std::byte[]>(tensor.bytes));
-    std::memcpy(aligned_.back().get(), tensor.data, tensor.bytes);
-    tensor.data = aligned_.back().get();
+    RETURN_IF_ERROR(Align(tensor));
   }
-  const std::string name = tensor.name;
-  if (!tensors_.emplace(name, std::move(tensor)).second) {
-    return absl::InvalidArgumentError(absl::StrCat(dir_, ": tensor '", name, "' is in two files"));
+  // A file's names are unique, and an index puts each into one file.
+  std::string name = tensor.name;
+  CHECK(tensors_.emplace(std::move(name), std::move(tensor)).second);
+  return absl::OkStatus();
+}
+
+// Writers align; a file that does not costs its tensors once more in memory. Tied tensors share the
+// copy, and any other overlap (views of one torch storage) may not take more than the file has.
+absl::Status Checkpoint::Align(TensorInfo& tensor) {
+  const auto [it, inserted] = aligned_.try_emplace({tensor.data, tensor.bytes});
+  if (inserted) {
+    const MappedFile& file = *files_.back();
+    if (tensor.bytes > file.bytes().size() - aligned_bytes_) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          file.path(), ": unaligned tensors overlap: copies up to ", Quoted(tensor.name), " take ",
+          aligned_bytes_, " + ", tensor.bytes, " bytes; the file has ", file.bytes().size()));
+    }
+    aligned_bytes_ += tensor.bytes;
+    it->second = std::make_unique_for_overwrite<std::byte[]>(tensor.bytes);
+    std::memcpy(it->second.get(), tensor.data, tensor.bytes);
   }
+  tensor.data = it->second.get();
   return absl::OkStatus();
 }
 
@@ -150,12 +176,12 @@ absl::StatusOr<ConstTensorView> Checkpoint::Get(std::string_view name,
   const std::string want = ShapeText(shape);
   if (it == tensors_.end()) {
     return absl::NotFoundError(
-        absl::StrCat(dir_, ": tensor '", std::string(name), "' of shape ", want, " is missing"));
+        absl::StrCat(dir_, ": tensor ", Quoted(name), " of shape ", want, " is missing"));
   }
   const TensorInfo& tensor = it->second;
   if (!std::equal(shape.begin(), shape.end(), tensor.shape.begin(), tensor.shape.end())) {
-    return absl::InvalidArgumentError(absl::StrCat(tensor.file, ": tensor '", tensor.name,
-                                                   "' has shape ", ShapeText(tensor.shape),
+    return absl::InvalidArgumentError(absl::StrCat(tensor.file, ": tensor ", Quoted(tensor.name),
+                                                   " has shape ", ShapeText(tensor.shape),
                                                    ", expected ", want));
   }
   used_.insert(it->first);
@@ -171,7 +197,7 @@ absl::Status Checkpoint::CheckAllUsed(std::span<const std::string_view> allowed_
       expected = expected || name.starts_with(prefix);
     }
     if (expected) continue;
-    if (++count <= 5) absl::StrAppend(&names, count > 1 ? ", " : "", name);
+    if (++count <= 5) absl::StrAppend(&names, count > 1 ? ", " : "", Quoted(name));
   }
   if (count == 0) return absl::OkStatus();
   return absl::InvalidArgumentError(absl::StrCat(dir_, ": ", count, " of ", tensors_.size(),

@@ -50,13 +50,16 @@ class Checkpoint {
   absl::Status OpenWeights();
   absl::Status OpenShards(const std::string& index_name);
   absl::StatusOr<std::vector<TensorInfo>> OpenFile(const std::string& name);
-  absl::Status Add(TensorInfo tensor);
+  absl::Status Add(TensorInfo tensor);     // of the file opened last
+  absl::Status Align(TensorInfo& tensor);  // points it at an aligned copy
   void Hint(std::string_view name, bool need) const;
 
   const std::string dir_;
   nlohmann::json config_, generation_config_ = nlohmann::json::object();
   std::vector<std::unique_ptr<MappedFile>> files_;
-  std::vector<std::unique_ptr<std::byte[]>> aligned_;  // copies of tensors stored unaligned
+  // Copies of tensors stored unaligned, by where the original lies and its bytes.
+  std::map<std::pair<const std::byte*, size_t>, std::unique_ptr<std::byte[]>> aligned_;
+  size_t aligned_bytes_ = 0;  // copied of the file opened last
   std::map<std::string, TensorInfo, std::less<>> tensors_;
   mutable std::set<std::string_view> used_;  // names in tensors_
   size_t total_bytes_ = 0;

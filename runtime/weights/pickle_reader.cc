@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
-#include <optional>
 #include <set>
 #include <string_view>
 #include <unordered_map>
@@ -12,6 +11,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/weights/pickle_vocabulary.h"
 #include "runtime/weights/quoted.h"
 
 namespace sensorium {
@@ -22,49 +22,6 @@ namespace {
 // published mixtures of experts have 50 thousand tensors over all their files.
 constexpr size_t kMaxPickleBytes = 64 << 20;
 constexpr size_t kMaxValues = 4'000'000;  // some 100 bytes each with all that refers to them
-
-// The globals that a state dict of tensors names, as "module.attribute". Nothing is looked up or
-// called: the name stands for one of these meanings.
-enum class Meaning { kOrderedDict, kTensor, kParameter, kStorage };
-struct Global {
-  std::string_view name;
-  Meaning meaning;
-  std::optional<DType> dtype = {};  // of a storage; none: a kind that no model of ours holds
-};
-constexpr Global kGlobals[] = {
-    {"collections.OrderedDict", Meaning::kOrderedDict},
-    {"torch._utils._rebuild_tensor_v2", Meaning::kTensor},
-    {"torch._utils._rebuild_parameter", Meaning::kParameter},
-    {"torch.FloatStorage", Meaning::kStorage, DType::kFloat32},
-    {"torch.HalfStorage", Meaning::kStorage, DType::kFloat16},
-    {"torch.BFloat16Storage", Meaning::kStorage, DType::kBFloat16},
-    {"torch.DoubleStorage", Meaning::kStorage},
-    {"torch.LongStorage", Meaning::kStorage},
-    {"torch.IntStorage", Meaning::kStorage},
-    {"torch.ShortStorage", Meaning::kStorage},
-    {"torch.CharStorage", Meaning::kStorage},
-    {"torch.ByteStorage", Meaning::kStorage},
-    {"torch.BoolStorage", Meaning::kStorage},
-};
-
-// The opcodes of pickletools that a state dict does not need, for messages.
-std::string_view NameOfRefused(uint8_t op) {
-  // clang-format off
-  static constexpr std::pair<uint8_t, std::string_view> kNames[] = {
-      {'0', "POP"}, {'1', "POP_MARK"}, {'2', "DUP"}, {'F', "FLOAT"}, {'G', "BINFLOAT"},
-      {'I', "INT"}, {'L', "LONG"}, {'P', "PERSID"}, {'S', "STRING"}, {'T', "BINSTRING"},
-      {'U', "SHORT_BINSTRING"}, {'V', "UNICODE"}, {'B', "BINBYTES"}, {'C', "SHORT_BINBYTES"},
-      {'d', "DICT"}, {'g', "GET"}, {'p', "PUT"}, {'i', "INST"}, {'o', "OBJ"}, {'l', "LIST"},
-      {0x81, "NEWOBJ"}, {0x82, "EXT1"}, {0x83, "EXT2"}, {0x84, "EXT4"}, {0x8b, "LONG4"},
-      {0x8d, "BINUNICODE8"}, {0x8e, "BINBYTES8"}, {0x8f, "EMPTY_SET"}, {0x90, "ADDITEMS"},
-      {0x91, "FROZENSET"}, {0x92, "NEWOBJ_EX"}, {0x96, "BYTEARRAY8"}, {0x97, "NEXT_BUFFER"},
-      {0x98, "READONLY_BUFFER"}};
-  // clang-format on
-  for (const auto& [code, name] : kNames) {
-    if (code == op) return name;
-  }
-  return "unknown";
-}
 
 // Values live in one arena and refer to each other by index, never by owning: however deep they
 // nest and whatever cycles they form, letting go of them is freeing a few vectors.
@@ -80,7 +37,7 @@ struct Tuple {
   uint32_t begin, size;  // Reader::items_[begin, begin + size)
 };
 struct Storage {
-  const Global* type;
+  const PickleGlobal* type;
   std::string_view key;
   int64_t elements;
 };
@@ -89,8 +46,8 @@ struct Tensor {
   int64_t offset;
   Tuple shape, strides;  // of the same size, integers >= 0
 };
-using Value = std::variant<None, Mark, List, bool, int64_t, std::string_view, const Global*, Tuple,
-                           Dict, Storage, Tensor>;
+using Value = std::variant<None, Mark, List, bool, int64_t, std::string_view, const PickleGlobal*,
+                           Tuple, Dict, Storage, Tensor>;
 
 class Reader {
  public:
@@ -239,7 +196,7 @@ absl::Status Reader::PushTupleOf(size_t n) {
 absl::Status Reader::PushGlobal(std::string_view module, std::string_view attribute) {
   const std::string name =
       std::string(module.substr(0, 256)) + "." + std::string(attribute.substr(0, 256));
-  for (const Global& global : kGlobals) {
+  for (const PickleGlobal& global : kPickleGlobals) {
     if (global.name == name) return Push(&global);
   }
   return Error("the global ", Quoted(name),
@@ -253,10 +210,10 @@ absl::Status Reader::PushStorage() {
   if (!tuple || tuple->size != 5) return Error("a storage is not named by five values");
   const Id* items = &items_[tuple->begin];
   const auto* kind = As<std::string_view>(items[0]);
-  const auto* type = As<const Global*>(items[1]);
+  const auto* type = As<const PickleGlobal*>(items[1]);
   const auto* key = As<std::string_view>(items[2]);
   const auto* elements = As<int64_t>(items[4]);
-  if (!kind || *kind != "storage" || !type || (*type)->meaning != Meaning::kStorage || !key ||
+  if (!kind || *kind != "storage" || !type || (*type)->meaning != PickleMeaning::kStorage || !key ||
       !elements || *elements < 0) {
     return Error("a storage is named by values of the wrong kinds");
   }
@@ -267,20 +224,20 @@ absl::Status Reader::Reduce() {
   ASSIGN_OR_RETURN(const Id arguments_id, Pop());
   ASSIGN_OR_RETURN(const Id callee, Pop());
   const Tuple* arguments = As<Tuple>(arguments_id);
-  const auto* global = As<const Global*>(callee);
+  const auto* global = As<const PickleGlobal*>(callee);
   if (!arguments || !global) return Error("REDUCE of something else than a known global");
   switch ((*global)->meaning) {
-    case Meaning::kOrderedDict:
+    case PickleMeaning::kOrderedDict:
       if (arguments->size != 0) return Error("REDUCE of an OrderedDict with arguments");
       return PushDict();
-    case Meaning::kTensor:
+    case PickleMeaning::kTensor:
       return PushTensor(*arguments);
-    case Meaning::kParameter:  // (tensor, requires_grad, backward_hooks): the tensor
+    case PickleMeaning::kParameter:  // (tensor, requires_grad, backward_hooks): the tensor
       if (arguments->size != 3 || !As<Tensor>(items_[arguments->begin])) {
         return Error("REDUCE of a parameter made of something else than a tensor");
       }
       return PushId(items_[arguments->begin]);
-    case Meaning::kStorage:
+    case PickleMeaning::kStorage:
       break;
   }
   return Error("REDUCE of ", Quoted((*global)->name), ", which a state dict does not call");
@@ -453,7 +410,7 @@ absl::Status Reader::Step(uint8_t op) {
     case 'b':  // BUILD
       return Build();
     default:
-      return Error("the opcode ", std::string(NameOfRefused(op)), " (0x",
+      return Error("the opcode ", std::string(NameOfRefusedOpcode(op)), " (0x",
                    absl::Hex(op, absl::kZeroPad2),
                    ") is none that a state dict of tensors needs; nothing was executed");
   }

@@ -10,6 +10,7 @@
 #include "nlohmann/json.hpp"
 #include "runtime/base/status_macros.h"
 #include "runtime/weights/bounded_json.h"
+#include "runtime/weights/quoted.h"
 
 namespace sensorium {
 
@@ -23,7 +24,7 @@ absl::StatusOr<DType> ParseDType(const std::string& name) {
   if (name == "BF16") return DType::kBFloat16;
   if (name == "F16") return DType::kFloat16;
   return absl::InvalidArgumentError(
-      absl::StrCat("has dtype ", name.substr(0, 32), ", expected F32, F16 or BF16"));
+      absl::StrCat("has dtype ", Quoted(name), ", expected F32, F16 or BF16"));
 }
 
 // One entry of the header. Errors continue a sentence that begins with the tensor's name.
@@ -47,16 +48,17 @@ absl::StatusOr<TensorInfo> ParseEntry(const nlohmann::json& entry, uint64_t data
   }
   for (const auto& n : *shape) {
     if (!n.is_number_unsigned() || n.get<uint64_t>() > INT64_MAX) {
-      return absl::InvalidArgumentError(absl::StrCat("has an impossible shape ", shape->dump()));
+      return absl::InvalidArgumentError("has a shape that is not of integers from 0 to 2^63 - 1");
     }
     tensor.shape.push_back(n.get<int64_t>());
   }
   const std::optional<int64_t> size = DenseBytes(tensor.shape, tensor.dtype);
   if (!size) {
-    return absl::InvalidArgumentError(absl::StrCat("has an impossible shape ", shape->dump()));
+    return absl::InvalidArgumentError(
+        absl::StrCat("has an impossible shape ", ShapeText(tensor.shape)));
   }
   if (!(*offsets)[0].is_number_unsigned() || !(*offsets)[1].is_number_unsigned()) {
-    return absl::InvalidArgumentError(absl::StrCat("has offsets ", offsets->dump()));
+    return absl::InvalidArgumentError("has data_offsets that are not integers from 0 on");
   }
   begin = (*offsets)[0].get<uint64_t>();
   const uint64_t end = (*offsets)[1].get<uint64_t>();
@@ -105,7 +107,7 @@ absl::StatusOr<std::vector<TensorInfo>> ReadSafetensors(const MappedFile& file) 
     if (name == "__metadata__") continue;  // free text of whoever wrote the file
     uint64_t begin = 0;
     absl::StatusOr<TensorInfo> tensor = ParseEntry(entry, data_bytes, begin);
-    if (!tensor.ok()) return error("tensor '", name, "' ", tensor.status().message());
+    if (!tensor.ok()) return error("tensor ", Quoted(name), " ", tensor.status().message());
     tensor->name = name;
     tensor->file = file.path();
     tensor->data = data + begin;
@@ -118,7 +120,7 @@ absl::StatusOr<std::vector<TensorInfo>> ReadSafetensors(const MappedFile& file) 
   uint64_t covered = 0;
   for (const Extent& e : extents) {
     if (e.begin < covered)
-      return error("tensor '", tensors[e.tensor].name, "' overlaps the one before it");
+      return error("tensor ", Quoted(tensors[e.tensor].name), " overlaps the one before it");
     if (e.begin > covered) {
       return error("bytes ", covered, " to ", e.begin, " belong to no tensor");
     }

@@ -10,8 +10,9 @@
 
 namespace sensorium {
 
-// Tensors must be contiguous and lie inside their storage; storages may be shared. Data point into
-// the mapping, unaligned where the archive is.
+// Reads the file once, to check its CRCs. Tensors must be contiguous and lie inside their storage;
+// storages may be shared. Data point into the mapping, unaligned where the archive is. Errors name
+// the file and the tensor.
 absl::StatusOr<std::vector<TensorInfo>> ReadTorchFile(const MappedFile& file);
 
 }  // namespace sensorium

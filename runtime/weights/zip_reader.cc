@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/weights/quoted.h"
+#include "zlib.h"
 
 namespace sensorium {
 
@@ -36,6 +38,12 @@ class Bytes {
   }
   std::span<const std::byte> bytes_;
 };
+
+// zlib's counts are 32 bits wide where `long` is; crc32_z takes a size_t.
+uint32_t Crc32(std::span<const std::byte> bytes) {
+  return static_cast<uint32_t>(
+      crc32_z(0, reinterpret_cast<const unsigned char*>(bytes.data()), bytes.size()));
+}
 
 }  // namespace
 
@@ -70,7 +78,9 @@ absl::StatusOr<std::map<std::string, std::span<const std::byte>>> ReadStoredZip(
   }
 
   struct Extent {
-    uint64_t begin, end;
+    uint64_t begin, data, end;  // of the local header, the data and what follows
+    uint32_t crc;
+    std::string name;
   };
   std::vector<Extent> extents;
   std::map<std::string, std::span<const std::byte>> files;
@@ -87,16 +97,16 @@ absl::StatusOr<std::map<std::string, std::span<const std::byte>>> ReadStoredZip(
     if (directory_end - at - 46 < name_bytes + extra_bytes + comment_bytes) {
       return error("zip entry ", i, " runs over the directory");
     }
-    const std::string name = zip.Text(at + 46, name_bytes);
+    const std::string name = zip.Text(at + 46, name_bytes), quoted = Quoted(name);
     // zip64: the fields that are all ones follow in extra field 1, in this order.
     for (uint64_t x = at + 46 + name_bytes, x_end = x + extra_bytes; x_end - x >= 4;) {
       const uint64_t field_end = x + 4 + zip.U16(x + 2);
-      if (field_end > x_end) return error("zip entry '", name, "' has a bad extra field");
+      if (field_end > x_end) return error("zip entry ", quoted, " has a bad extra field");
       if (zip.U16(x) == 1) {
         uint64_t value = x + 4;
         for (uint64_t* field : {&size, &packed, &local}) {
           if (*field != 0xffffffffu) continue;
-          if (field_end - value < 8) return error("zip entry '", name, "' lacks its zip64 sizes");
+          if (field_end - value < 8) return error("zip entry ", quoted, " lacks its zip64 sizes");
           *field = zip.U64(value);
           value += 8;
         }
@@ -104,29 +114,41 @@ absl::StatusOr<std::map<std::string, std::span<const std::byte>>> ReadStoredZip(
       x = field_end;
     }
     if (method != 0 || packed != size) {
-      return error("zip entry '", name, "' is compressed (method ", method,
+      return error("zip entry ", quoted, " is compressed (method ", method,
                    "); torch.save stores without compressing");
     }
-    if (flags & 1) return error("zip entry '", name, "' is encrypted");
+    if (flags & 1) return error("zip entry ", quoted, " is encrypted");
     if (!zip.Has(local, 30) || zip.U32(local) != kLocalHeader) {
-      return error("zip entry '", name, "' has no local header at ", local);
+      return error("zip entry ", quoted, " has no local header at ", local);
     }
     const uint64_t begin = local + 30 + zip.U16(local + 26) + zip.U16(local + 28);
     if (!zip.Has(begin, size) || !zip.Has(local + 30, zip.U16(local + 26)) ||
         zip.Text(local + 30, zip.U16(local + 26)) != name) {
-      return error("zip entry '", name, "' of ", size, " bytes at ", begin,
+      return error("zip entry ", quoted, " of ", size, " bytes at ", begin,
                    " does not match its local header in a file of ", zip.size());
     }
     if (!files.emplace(name, archive.subspan(begin, size)).second) {
-      return error("zip entry '", name, "' appears twice");
+      return error("zip entry ", quoted, " appears twice");
     }
-    extents.push_back({local, begin + size});
+    extents.push_back({local, begin, begin + size, zip.U32(at + 16), quoted});
     at += 46 + name_bytes + extra_bytes + comment_bytes;
   }
+  if (at != directory_end) return error("the zip directory goes on after its last entry");
+  extents.push_back({directory, directory_end, directory_end, 0, "the directory"});
   std::sort(extents.begin(), extents.end(),
             [](const Extent& a, const Extent& b) { return a.begin < b.begin; });
   for (size_t i = 1; i < extents.size(); ++i) {
-    if (extents[i].begin < extents[i - 1].end) return error("two zip entries overlap");
+    if (extents[i].begin < extents[i - 1].end) {
+      return error("zip entries overlap: ", extents[i - 1].name, " and ", extents[i].name);
+    }
+  }
+  // Only now: entries that lie apart cannot make us read the file more than once.
+  for (const Extent& e : extents) {
+    const uint32_t crc = Crc32(archive.subspan(e.data, e.end - e.data));
+    if (crc != e.crc) {
+      return error("zip entry ", e.name, " is damaged: its CRC-32 is ", absl::Hex(crc),
+                   ", the directory says ", absl::Hex(e.crc));
+    }
   }
   return files;
 }
