@@ -175,7 +175,14 @@ TEST_F(ClientsTest, PointsAreDrawnIntoAPng) {
                   "--prompt", "Point to the blue square.", "--draw", path, "--timing"});
   EXPECT_EQ(outcome.exit_code, 0);
   EXPECT_THAT(outcome.err, StartsWith("timing: queued "));
-  EXPECT_THAT(ReadFile(path), StartsWith("\x89PNG"));
+  const std::string marked = ReadFile(path);
+  EXPECT_THAT(marked, StartsWith("\x89PNG"));
+  const Outcome bare =
+      RunCommand({"generate", "--server", target_, "--model", "molmo-mini", "--image", picture,
+                  "--prompt", "Point to the blue square.", "--max-tokens", "1", "--draw", path});
+  EXPECT_EQ(bare.exit_code, 0);
+  EXPECT_THAT(bare.err, HasSubstr("no points"));
+  EXPECT_NE(ReadFile(path), marked);
   EXPECT_EQ(
       RunCommand({"generate", "--server", target_, "--model", "molmo-mini", "--image", picture,
                   "--prompt", "Point to the blue square.", "--draw", "/nowhere/at/all.png"})
