@@ -359,6 +359,15 @@ TEST_F(WhisperTranscriptionTest, ACodePointCutBetweenTokensIsWholeInTheText) {
   EXPECT_EQ(t.Text(), "é");
 }
 
+TEST_F(WhisperTranscriptionTest, ASegmentsTextHasNoSpecialTokensAndTheWholeTextHas) {
+  auto t = Transcription(Options(100));
+  t.NextWindow();
+  const auto segments = t.FinishWindow(Said({kTime, 'a', kGerman, 'b', kTime + 4}));
+  EXPECT_EQ(segments.at(0).text, "ab");
+  // transcribe() decodes all tokens but times.
+  EXPECT_EQ(t.Text(), "a<|de|>b");
+}
+
 // --- Whatever a model says, the walk ends and goes forward.
 
 TEST_F(WhisperTranscriptionTest, GoesForwardWithTokensThatNoRuleChecked) {
