@@ -37,7 +37,10 @@ uint32_t CrcOf(const ZipEntry& e) { return e.crc ? e.crc : Crc(e.bytes); }
 
 }  // namespace
 
-TempDir::TempDir() : path_(testing::TempDir() + "/weights-XXXXXX") {
+// In memory where that is possible: thousands of files are written.
+TempDir::TempDir() : path_("/dev/shm/weights-XXXXXX") {
+  if (mkdtemp(path_.data())) return;
+  path_ = testing::TempDir() + "/weights-XXXXXX";
   CHECK(mkdtemp(path_.data()) != nullptr);
 }
 TempDir::~TempDir() {
