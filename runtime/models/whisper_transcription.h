@@ -39,7 +39,7 @@ struct WhisperTranscriptionOptions {
 };
 
 struct WhisperSegment {
-  int32_t id = 0;
+  int32_t id = 0;             // ascending; segments that are left out have had theirs
   int64_t seek = 0;           // mel frame at which its window began
   double start = 0, end = 0;  // seconds of the recording
   std::string text;

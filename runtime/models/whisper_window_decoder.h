@@ -106,7 +106,7 @@ class WhisperWindowDecoder {
   std::vector<int32_t> live_;         // rows_ that are in next_, in its order
   std::vector<Hypothesis> finished_;  // beam: ended with EOT, in the order they ended
   std::vector<float> filtered_;       // [vocab] scratch
-  Sampler sampler_;
+  Sampler sampler_;                   // greedy and temperature; beams do not draw
 };
 
 // What is spoken, from the logits [vocab_size] of a decoder that has seen <|startoftranscript|>

@@ -274,6 +274,7 @@ TEST_F(WhisperTranscriptionTest, LeavesOutWhatHasNoTextOrNoLength) {
                                              kTime + 4, 'b', kTime + 7, kTime + 7}));
   ASSERT_THAT(segments, SizeIs(1));
   EXPECT_EQ(segments[0].text, "b");
+  EXPECT_EQ(segments[0].id, 2);
   EXPECT_EQ(t.Text(), "b");
   // Nor are they what the next window hears that was said.
   EXPECT_EQ(t.NextWindow()->prompt, Concat({{kSotPrev}, {kTime + 4, 'b', kTime + 7}, kStart}));
