@@ -135,8 +135,8 @@ void WhisperWindowDecoder::StepBeam(std::span<const std::span<const float>> logi
 
   std::vector<Hypothesis> live;
   // Python's round() and nearbyint() both give the even one of two equally near integers.
-  const auto wanted = static_cast<size_t>(std::max(
-      1.0f, std::nearbyint(static_cast<float>(options_.beam_size) * options_.patience)));
+  const auto wanted = static_cast<size_t>(
+      std::max(1.0f, std::nearbyint(static_cast<float>(options_.beam_size) * options_.patience)));
   for (const Candidate& c : candidates) {
     if (c.token == vocabulary_.eot) {
       if (finished_.size() < wanted) {
@@ -190,7 +190,8 @@ void WhisperWindowDecoder::ApplyTimestampRules(std::span<const int32_t> tokens) 
     ban(0, begin);
     if (options_.max_initial_timestamp_index) {
       // A cap behind the last timestamp is none.
-      const int32_t cap = std::clamp(*options_.max_initial_timestamp_index, 0, v.num_timestamps - 1);
+      const int32_t cap =
+          std::clamp(*options_.max_initial_timestamp_index, 0, v.num_timestamps - 1);
       ban(begin + cap + 1, v.vocab_size);
     }
   }
@@ -217,8 +218,8 @@ std::vector<WhisperWindowDecoder::Hypothesis> WhisperWindowDecoder::Finalists() 
 
 WhisperWindowResult WhisperWindowDecoder::Result() const {
   CHECK(done_);
-  // MaximumLikelihoodRanker; the first of equal ones. Without a length_penalty the reference divides
-  // by zero for a hypothesis that is nothing but EOT; here that counts as one token.
+  // MaximumLikelihoodRanker; the first of equal ones. Without a length_penalty the reference
+  // divides by zero for a hypothesis that is nothing but EOT; here that counts as one token.
   const auto score = [&](const Hypothesis& h) {
     const double length = static_cast<double>(h.tokens.size());
     return h.sum_logprob / (options_.length_penalty
