@@ -241,5 +241,13 @@ TEST(PickleReaderTest, RefusesOpcodesThatFindTooLittleOnTheStack) {
   }
 }
 
+TEST(PickleReaderTest, RefusesToTakeAMarkForAValue) {
+  const auto with_metadata = [](const char* value) {
+    return Pickle().BeginDict().Raw("u}").Text("_metadata").Raw(value).Raw("sb").Stop();
+  };
+  EXPECT_TRUE(Read(with_metadata("N")).ok());
+  EXPECT_THAT(Refusal(with_metadata("(")), HasSubstr("the stack is empty"));
+}
+
 }  // namespace
 }  // namespace sensorium
