@@ -1,4 +1,5 @@
 // PNG through libspng, row by row, so that a file that lies about its size spends no memory on it.
+#include <algorithm>
 #include <memory>
 #include <string>
 
@@ -20,6 +21,13 @@ absl::Status Damaged(int code) {
       absl::StrCat("the PNG image is damaged: ", spng_strerror(code)));
 }
 
+// A side as the file's first chunk has it, at this byte: 4 bytes, the highest first.
+int64_t SideAt(std::span<const uint8_t> bytes, size_t at) {
+  int64_t side = 0;
+  for (size_t i = 0; i < 4; ++i) side = side << 8 | bytes[at + i];
+  return side;
+}
+
 // Rows as they come. The vector's memory is reserved, but touched only as far as rows have come.
 int DecodeRows(spng_ctx* ctx, const ImageInfo& info, std::vector<uint8_t>& pixels) {
   const size_t row_bytes = size_t{3} * info.width;
@@ -39,16 +47,20 @@ absl::StatusOr<ImageInfo> ReadPng(std::span<const uint8_t> bytes, const ImageLim
   const std::unique_ptr<spng_ctx, FreeContext> ctx(spng_ctx_new(0));
   if (ctx == nullptr) return absl::ResourceExhaustedError("no memory for the PNG decoder");
   // Chunks beside the picture (profiles, texts) are kept in memory: as much as the file itself.
-  int code = spng_set_chunk_limits(ctx.get(), limits.max_bytes, limits.max_bytes);
+  const size_t chunk_bytes = std::min<size_t>(limits.max_bytes, 0x7fffffff);  // PNG's own limit
+  int code = spng_set_chunk_limits(ctx.get(), chunk_bytes, chunk_bytes);
   // A damaged chunk beside the picture does not spoil the picture.
   if (code == 0) code = spng_set_crc_action(ctx.get(), SPNG_CRC_ERROR, SPNG_CRC_DISCARD);
   if (code == 0) code = spng_set_png_buffer(ctx.get(), bytes.data(), bytes.size());
   spng_ihdr header = {};
   if (code == 0) code = spng_get_ihdr(ctx.get(), &header);
+  if (code != 0 && code != SPNG_EOVERFLOW) return Damaged(code);
+  // Of a valid header with sides near 2^31 the library says no more than "overflow": the limits'
+  // message is better. Source: PNG specification, 11.2.2: the first chunk, IHDR, begins with both.
+  RETURN_IF_ERROR(CheckImageSize(SideAt(bytes, 16), SideAt(bytes, 20), /*whole_in_memory=*/false,
+                                 "PNG", limits));
   if (code != 0) return Damaged(code);
   const bool interlaced = header.interlace_method != SPNG_INTERLACE_NONE;
-  RETURN_IF_ERROR(
-      CheckImageSize(header.width, header.height, /*whole_in_memory=*/false, "PNG", limits));
   const ImageInfo info = {static_cast<int32_t>(header.width), static_cast<int32_t>(header.height),
                           "PNG"};
   if (image == nullptr) return info;
@@ -64,6 +76,8 @@ absl::StatusOr<ImageInfo> ReadPng(std::span<const uint8_t> bytes, const ImageLim
   } else {
     code = DecodeRows(ctx.get(), info, image->pixels);
   }
+  // The library stops at the last pixel; the CRC of the chunk it lies in comes after it.
+  if (code == 0) code = spng_decode_chunks(ctx.get());
   if (code != 0) return Damaged(code);
   return info;
 }
