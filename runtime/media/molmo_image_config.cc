@@ -22,7 +22,7 @@ class Reader {
     return absl::InvalidArgumentError(
         absl::StrCat(std::string(origin_), ": ", std::string(field), " ", what));
   }
-  // A whole number in [low, high], given alone or (count > 1) as a list of `count`.
+  // A whole number in [low, high]; an absent field leaves *out as it is.
   absl::Status Int(const char* field, int32_t low, int32_t high, int32_t* out) const {
     const auto it = json_.find(field);
     return it == json_.end() ? absl::OkStatus() : IntOf(field, *it, low, high, out);
@@ -59,9 +59,10 @@ class Reader {
   absl::Status IntOf(const char* field, const nlohmann::json& value, int32_t low, int32_t high,
                      int32_t* out) const {
     if (!value.is_number_integer()) return Error(field, "must be a whole number");
-    const auto v = value.get<int64_t>();
+    // As double: whole numbers beyond int64 compare and print right too.
+    const double v = value.get<double>();
     if (v < low || v > high) {
-      return Error(field, absl::StrCat("is ", v, "; allowed are ", low, " to ", high));
+      return Error(field, absl::StrCat("is ", value.dump(), "; allowed are ", low, " to ", high));
     }
     *out = static_cast<int32_t>(v);
     return absl::OkStatus();
@@ -81,16 +82,15 @@ absl::StatusOr<MolmoImageConfig> MolmoImageConfig::FromJson(std::string_view tex
   }
   const Reader reader(json, origin);
   MolmoImageConfig c;
-  int32_t width = c.crop_size, columns = c.tokens_per_side;
+  int32_t width = c.crop_size;
   RETURN_IF_ERROR(reader.Pair("base_image_input_size", 1, kMaxCropSize, &c.crop_size, &width));
-  if (!json.contains("base_image_input_size")) width = c.crop_size;
   if (width != c.crop_size) {
     return reader.Error("base_image_input_size",
                         absl::StrCat("is ", c.crop_size, " by ", width, "; crops are square"));
   }
   RETURN_IF_ERROR(reader.Int("image_patch_size", 1, kMaxCropSize, &c.patch_size));
   RETURN_IF_ERROR(reader.Int("image_token_length_h", 1, kMaxCropSize, &c.tokens_per_side));
-  columns = c.tokens_per_side;
+  int32_t columns = c.tokens_per_side;
   RETURN_IF_ERROR(reader.Int("image_token_length_w", 1, kMaxCropSize, &columns));
   if (columns != c.tokens_per_side) {
     return reader.Error("image_token_length_w",
