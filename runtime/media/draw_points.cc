@@ -94,7 +94,7 @@ void DrawPoint(RgbImage& image, const MarkedPoint& point, const Sizes& sizes) {
   const std::string number = std::to_string(point.number);
   const int64_t width = static_cast<int64_t>(number.size()) * (kGlyphWidth + 1) * sizes.digit;
   const int64_t height = int64_t{kGlyphHeight} * sizes.digit;
-  const int64_t gap = reach + 2 * sizes.digit;
+  const int64_t gap = reach + 3 * sizes.digit;  // from the centre; the outline takes one of three
   // Right of the dot; left of it where the picture ends. Up and down it stays inside the picture
   // as far as that is high enough.
   const int64_t right = x + gap;
