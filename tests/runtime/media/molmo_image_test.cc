@@ -410,6 +410,7 @@ TEST(MolmoImageConfigTest, ErrorsNameTheFileTheFieldAndTheNumbers) {
            {R"({"overlap_margins": [4]})", "overlap_margins", "list of 2"},
            {R"({"overlap_margins": [-2, 4]})", "overlap_margins", "is -2"},
            {R"({"overlap_margins": [3, 4]})", "overlap_margins", "multiples of the pooling's 2"},
+           {R"({"overlap_margins": [4, 3]})", "overlap_margins", "multiples of the pooling's 2"},
            {R"({"overlap_margins": [12, 12]})", "overlap_margins", "12 and 12"},
            {R"({"image_mean": [0.5, 0.5]})", "image_mean", "list of 3"},
            {R"({"image_mean": [0.5, 0.5, "x"]})", "image_mean", "list of 3"},
