@@ -20,9 +20,9 @@ struct FreeBuffer {
 }  // namespace
 
 absl::StatusOr<std::string> EncodePng(const RgbImage& image) {
-  const int64_t expected = int64_t{3} * image.width * image.height;
+  // Below 2^64 for any two positive sides, but not below 2^63.
   if (image.width <= 0 || image.height <= 0 ||
-      image.pixels.size() != static_cast<size_t>(expected)) {
+      image.pixels.size() != uint64_t{3} * image.width * image.height) {
     return absl::InvalidArgumentError(absl::StrCat("cannot write a PNG of ", image.width, "x",
                                                    image.height, " pixels from ",
                                                    image.pixels.size(), " bytes"));
