@@ -34,7 +34,7 @@ struct Sizes {
 Sizes SizesFor(const RgbImage& image) {
   // A hundredth of the shorter side is what eyes find at once; no smaller than 2 pixels.
   const int32_t dot = std::max(2, std::min(image.width, image.height) / 100);
-  return {.dot = dot, .ring = std::max(1, dot / 3), .digit = std::max(1, dot / 2)};
+  return {.dot = dot, .ring = std::max(1, dot / 3), .digit = std::max(1, dot * 2 / 3)};
 }
 
 // Sets the part of the half-open rectangle that lies in the picture.
