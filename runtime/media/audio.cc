@@ -130,14 +130,20 @@ absl::Status CheckFormat(const SF_INFO& info, const AudioLimits& limits) {
   return absl::OkStatus();
 }
 
+// Float files may hold anything finite. Clipping waits for the end, so what overshoots full scale
+// is resampled as it is; but this far above it a sum over a filter stays far from infinity.
+constexpr float kLoudest = 1e6f;
+
 // interleaved [frames, channels] -> mono [frames], in place: the mean, as ffmpeg's down-mix of
 // stereo. Returns the first frame with a NaN or an infinity; `frames` when there is none.
 int64_t DownMix(std::span<float> block, int64_t frames, int32_t channels) {
   for (int64_t i = 0; i < frames; ++i) {
-    float sum = block[i * channels];
-    for (int32_t c = 1; c < channels; ++c) sum += block[i * channels + c];
-    // Not a number once in it, never out again: the sum tells for all channels.
-    if (!std::isfinite(sum)) return i;
+    float sum = 0;
+    for (int32_t c = 0; c < channels; ++c) {
+      const float v = block[i * channels + c];
+      if (!std::isfinite(v)) return i;
+      sum += std::clamp(v, -kLoudest, kLoudest);
+    }
     block[i] = channels == 1 ? sum : sum / static_cast<float>(channels);
   }
   return frames;
