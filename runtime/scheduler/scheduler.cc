@@ -1,115 +1,591 @@
 #include "runtime/scheduler/scheduler.h"
 
 #include <algorithm>
+#include <tuple>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
 
 namespace sensorium {
 
-Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks)
-    : options_(options), blocks_(blocks), random_state_(options.chaos_seed) {
+namespace {
+
+constexpr int kSlotBits = 24;           // of a job id; the rest counts up
+constexpr int64_t kSmallestChunk = 16;  // tokens: below it a pass is mostly its fixed cost
+constexpr int64_t kLeastShare = 8;      // of the target goes to encodes and prefills at least
+
+int32_t SlotOf(JobId id) { return static_cast<int32_t>(id & ((1 << kSlotBits) - 1)); }
+
+}  // namespace
+
+Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
+                     SchedulerListener* listener)
+    : options_(options),
+      blocks_(blocks),
+      listener_(listener),
+      models_(options.models),
+      line_(options.tenants, options.starvation_us, options.max_waiting + options.max_batch_seqs),
+      random_state_(options.chaos_seed) {
   CHECK_GT(options.max_batch_tokens, 0);
   CHECK_GT(options.max_batch_seqs, 0);
-  CHECK_GT(options.max_encode_units, 0);
+  CHECK_GE(options.max_waiting, 0);
+  CHECK_GE(options.encoder_slots, 1);
+  CHECK(!options.models.empty());
+  const int32_t slots = options.max_waiting + options.max_batch_seqs;
+  CHECK_LT(slots, 1 << kSlotBits);
+  jobs_.resize(slots);
+  for (int32_t s = slots - 1; s >= 0; --s) free_slots_.push_back(s);
+  running_.reserve(options.max_batch_seqs);
+  blocked_.resize(options.tenants.size());
+  tenant_running_.resize(options.tenants.size());
+  tenant_blocks_.resize(options.tenants.size());
+  feature_slots_used_.resize(models_.size());
+  for (int32_t s = options.encoder_slots - 1; s >= 0; --s) free_encoder_slots_.push_back(s);
+  admitted_.reserve(options.max_batch_seqs);
+  order_scratch_.reserve(options.max_batch_seqs);
+  candidates_.reserve(options.max_batch_seqs);
+  tokens_left_.resize(models_.size());
+  forward_tokens_.resize(models_.size());
+  decode_work_.resize(models_.size());
+  plan_.items.reserve(options.max_batch_seqs);
+  plan_idx_.reserve(options.max_batch_seqs);
+  charges_.resize(options.tenants.size());
 }
 
-bool Scheduler::Fits(const JobSpec& job) const {
-  return job.blocks <= blocks_.total() &&
-         job.rows <= std::min(options_.max_batch_seqs, options_.max_batch_tokens);
+// ---- Prices and predictions
+// ---------------------------------------------------------------------------
+
+int32_t Scheduler::BlocksAt(const JobSpec& spec, int64_t rows, int64_t context) const {
+  const int64_t size = models_[spec.model].block_size;
+  return spec.fixed_blocks + static_cast<int32_t>(rows * ((context + size - 1) / size));
 }
 
-void Scheduler::Add(const JobSpec& job) {
-  CHECK(job.blocks >= 0 && job.rows >= 1 && job.unit_cost >= 1) << job.id;
-  CHECK(!order_by_id_.contains(job.id)) << job.id;
-  CHECK(Fits(job)) << job.blocks << " blocks, " << job.rows << " rows";
-  waiting_.push_back(job);
+int64_t Scheduler::FillNs(const JobSpec& spec) const {
+  const int64_t n = spec.prefill_tokens;
+  return PriceNs(models_[spec.model].prices,
+                 {.encode_units = spec.encode_units,
+                  .forwards = n > 0 ? (n - 1) / options_.max_batch_tokens + 1 : 0,
+                  .prefill_tokens = n,
+                  .prefill_context = n * (n + 1) / 2,
+                  .cross_positions = n * spec.cross_len});
+}
+
+Scheduler::Prediction Scheduler::Predict(const JobSpec& spec) const {
+  // Of each step the decodes take their time, what is left goes into the backlog.
+  const int64_t decode = plan_.decode_ns;
+  int64_t step = std::max<int64_t>(decode, 1), share = step;
+  if (options_.target_step_us > 0 && decode > 0) {
+    const int64_t target = options_.target_step_us * 1000;
+    share = std::max(target - decode, target / kLeastShare);
+    step = decode + share;
+  }
+  const double stretch = static_cast<double>(step) / static_cast<double>(share);
+  const double fill_ns = static_cast<double>(backlog_ns_ + FillNs(spec)) * stretch;
+  const int64_t own_row = PriceNs(models_[spec.model].prices,
+                                  {.forwards = decode > 0 ? 0 : 1,
+                                   .decode_rows = 1,
+                                   .decode_context = spec.prefill_tokens + spec.decode_tokens / 2,
+                                   .cross_positions = spec.cross_len});
+  const double end_ns =
+      fill_ns + static_cast<double>(spec.decode_tokens) * static_cast<double>(own_row + decode);
+  return {.first_token_us = static_cast<int64_t>(fill_ns / 1000),
+          .end_us = static_cast<int64_t>(end_ns / 1000)};
+}
+
+// What `amount` more of a job's work asks of the device; the pass's fixed cost is not its own.
+Work Scheduler::WorkOf(const Running& r, WorkKind kind, int64_t amount) const {
+  switch (kind) {
+    case WorkKind::kEncode:
+      return {.encode_units = amount};
+    case WorkKind::kPrefill:
+      return {.prefill_tokens = amount,
+              .prefill_context = amount * r.context + amount * (amount + 1) / 2,
+              .cross_positions = amount * r.cross_len};
+    case WorkKind::kDecode:
+      return {.decode_rows = amount,
+              .decode_context = amount * (r.context + 1),
+              .cross_positions = amount * r.cross_len};
+    case WorkKind::kNone:
+      break;
+  }
+  return {};
+}
+
+// The most of a job's work, up to `most`, that costs no more than `budget_ns`; 0: not even one.
+int64_t Scheduler::Largest(const Running& r, int64_t most, int64_t budget_ns) const {
+  const Prices& prices = models_[r.model].prices;
+  int64_t fits = 0;
+  for (int64_t low = 1, high = most; low <= high;) {
+    const int64_t middle = low + (high - low) / 2;
+    if (PriceNs(prices, WorkOf(r, r.kind, middle)) <= budget_ns) {
+      fits = middle;
+      low = middle + 1;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return fits;
+}
+
+void Scheduler::SetPrices(int32_t model, const Prices& prices) {
+  if (models_[model].prices == prices) return;
+  models_[model].prices = prices;
+  if (listener_) listener_->OnPrices(model, prices);
+}
+
+// ---- In and out
+// ---------------------------------------------------------------------------------------
+
+const Scheduler::Job& Scheduler::Of(JobId id) const {
+  const Job& job = jobs_[SlotOf(id)];
+  CHECK(id != 0 && job.id == id) << "unknown job " << id;
+  return job;
+}
+
+JobCost Scheduler::cost(JobId id) const {
+  const Job& job = Of(id);
+  JobCost cost = job.cost;
+  if (job.running_idx >= 0) cost += running_[job.running_idx].cost;
+  return cost;
+}
+
+absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
+  CHECK(spec.rows >= 1 && spec.max_context >= 0 && spec.fixed_blocks >= 0);
+  CHECK(spec.tenant >= 0 && spec.tenant < line_.num_tenants());
+  const auto refuse = [&](absl::Status status) {
+    if (listener_) listener_->OnRefuse(spec, now_us);
+    return status;
+  };
+  const TenantOptions& tenant = line_.options(spec.tenant);
+  const int32_t worst = BlocksAt(spec, spec.rows, spec.max_context);
+  const int32_t most_blocks = std::min(blocks_.total(), tenant.max_blocks);
+  const int32_t most_rows = std::min(options_.max_batch_seqs, options_.max_batch_tokens);
+  if (worst > most_blocks || spec.rows > most_rows) {
+    return refuse(absl::ResourceExhaustedError(
+        absl::StrCat("the request needs ", worst, " KV blocks and ", spec.rows,
+                     " rows at worst; it may have ", most_blocks, " and ", most_rows)));
+  }
+  if (spec.feature_slots > models_[spec.model].feature_slots) {
+    return refuse(absl::ResourceExhaustedError(
+        absl::StrCat("the request needs ", spec.feature_slots, " image slots; the model has ",
+                     models_[spec.model].feature_slots)));
+  }
+  if (line_.size() >= options_.max_waiting || free_slots_.empty()) {
+    return refuse(absl::ResourceExhaustedError(
+        absl::StrCat(line_.size(), " requests wait; the limit is ", options_.max_waiting)));
+  }
+  if (line_.size_of(spec.tenant) >= tenant.max_waiting) {
+    return refuse(absl::ResourceExhaustedError(
+        absl::StrCat(line_.size_of(spec.tenant), " requests of this tenant wait; its limit is ",
+                     tenant.max_waiting)));
+  }
+  if (spec.deadline_us != kNever) {
+    const Prediction p = Predict(spec);
+    if (now_us + p.first_token_us > spec.deadline_us) {
+      return refuse(absl::DeadlineExceededError(
+          absl::StrCat("the first token is predicted after ", p.first_token_us / 1000,
+                       " ms; the deadline is in ",
+                       std::max<int64_t>(0, spec.deadline_us - now_us) / 1000, " ms")));
+    }
+  }
+  const int32_t slot = free_slots_.back();
+  free_slots_.pop_back();
+  Job& job = jobs_[slot];
+  job = {.id = next_id_++ << kSlotBits | slot,
+         .spec = spec,
+         .order = next_order_++,
+         .arrival_us = now_us,
+         .expected = spec.expected_context > 0 ? std::min(spec.expected_context, spec.max_context)
+                                               : spec.max_context,
+         .fill_left_ns = FillNs(spec)};
+  backlog_ns_ += job.fill_left_ns;
+  line_.Enter(spec.tenant);
+  line_.Push(slot, {.tenant = spec.tenant,
+                    .priority = spec.priority,
+                    .deadline_us = spec.deadline_us,
+                    .arrival_us = now_us,
+                    .order = job.order});
+  if (listener_) listener_->OnAdd(job.id, spec, now_us);
+  return job.id;
+}
+
+void Scheduler::Stop(Job& job) {
+  Running& r = running_[job.running_idx];
+  job.cost += r.cost;
+  blocks_.Unreserve(r.reserved);
+  tenant_blocks_[r.tenant] -= r.reserved;
+  --tenant_running_[r.tenant];
+  rows_reserved_ -= job.spec.rows;
+  if (r.encoder_slot >= 0) free_encoder_slots_.push_back(r.encoder_slot);
+  r = running_.back();
+  jobs_[r.slot].running_idx = job.running_idx;
+  running_.pop_back();
+  job.running_idx = -1;
 }
 
 void Scheduler::Remove(JobId id) {
-  if (auto it = order_by_id_.find(id); it != order_by_id_.end()) {
-    const Job& job = running_.at(it->second);
-    rows_reserved_ -= job.spec.rows;
-    blocks_.Unreserve(job.spec.blocks);
-    running_.erase(it->second);
-    order_by_id_.erase(it);
-    return;
+  Job& job = Of(id);
+  const int32_t slot = SlotOf(id);
+  if (job.running_idx >= 0) {
+    Stop(job);
+  } else {
+    line_.Erase(slot);
   }
-  auto it = std::find_if(waiting_.begin(), waiting_.end(),
-                         [&](const JobSpec& job) { return job.id == id; });
-  CHECK(it != waiting_.end()) << "unknown job " << id;
-  waiting_.erase(it);
+  if (job.has_features) feature_slots_used_[job.spec.model] -= job.spec.feature_slots;
+  line_.Leave(job.spec.tenant);
+  backlog_ns_ -= job.fill_left_ns;
+  job.id = 0;
+  free_slots_.push_back(slot);
+  if (listener_) listener_->OnRemove(id);
 }
 
-void Scheduler::SetWork(JobId id, WorkKind kind, int32_t amount) {
-  Job& job = running_.at(order_by_id_.at(id));
-  CHECK(kind == WorkKind::kNone || amount > 0) << amount;
-  CHECK(kind != WorkKind::kDecode || amount <= job.spec.rows) << amount;
-  job.kind = kind;
-  job.amount = amount;
+bool Scheduler::CanStart(const Job& job) const {
+  const int32_t rows = std::min(options_.max_batch_seqs, options_.max_batch_tokens);
+  return rows_reserved_ + job.spec.rows <= rows &&
+         (job.has_features || feature_slots_used_[job.spec.model] + job.spec.feature_slots <=
+                                  models_[job.spec.model].feature_slots);
 }
 
-std::vector<JobId> Scheduler::Admit() {
-  std::vector<JobId> admitted;
-  const int32_t row_limit = std::min(options_.max_batch_seqs, options_.max_batch_tokens);
-  while (!waiting_.empty()) {
-    const JobSpec& spec = waiting_.front();
-    if (rows_reserved_ + spec.rows > row_limit || !blocks_.Reserve(spec.blocks)) break;
-    rows_reserved_ += spec.rows;
-    const int64_t order = next_order_++;
-    order_by_id_[spec.id] = order;
-    running_[order] = {.spec = spec, .order = order};
-    admitted.push_back(spec.id);
-    waiting_.pop_front();
-  }
-  return admitted;
+void Scheduler::Start(int32_t slot, int32_t reserve, int64_t now_us) {
+  Job& job = jobs_[slot];
+  line_.Erase(slot);
+  job.running_idx = running();
+  running_.push_back({.slot = slot,
+                      .model = job.spec.model,
+                      .tenant = job.spec.tenant,
+                      .reserved = reserve,
+                      .cross_len = job.spec.cross_len,
+                      .served_us = now_us});
+  tenant_blocks_[job.spec.tenant] += reserve;
+  ++tenant_running_[job.spec.tenant];
+  rows_reserved_ += job.spec.rows;
+  if (!job.has_features) feature_slots_used_[job.spec.model] += job.spec.feature_slots;
+  job.has_features = true;
 }
 
-std::vector<PlanItem> Scheduler::Schedule() {
-  std::vector<PlanItem> items;
-  int32_t tokens = options_.max_batch_tokens;
-  int32_t units = options_.max_encode_units;
-  for (const auto& [order, job] : running_) {
-    if (job.kind != WorkKind::kDecode) continue;
-    CHECK_GE(tokens, job.amount) << "admitted rows exceed the batch";
-    items.push_back({job.spec.id, WorkKind::kDecode, job.amount});
-    tokens -= job.amount;
+const std::vector<JobId>& Scheduler::Admit(int64_t now_us) {
+  admitted_.clear();
+  for (int32_t t = 0; t < line_.num_tenants(); ++t) {
+    blocked_[t] = tenant_running_[t] >= line_.options(t).max_running;
   }
-  for (const auto& [order, job] : running_) {
-    if (job.kind != WorkKind::kPrefill || tokens == 0) continue;
-    int32_t amount = std::min(job.amount, tokens);
-    if (options_.chaos_seed) amount = 1 + static_cast<int32_t>(Random() % amount);
-    items.push_back({job.spec.id, WorkKind::kPrefill, amount});
-    tokens -= amount;
+  while (true) {
+    const int32_t slot = line_.Head(now_us, blocked_);
+    if (slot < 0) break;
+    const Job& job = jobs_[slot];
+    const int32_t t = job.spec.tenant;
+    const int64_t context = options_.optimistic ? job.expected : job.spec.max_context;
+    const int32_t reserve = BlocksAt(job.spec, job.spec.rows, context);
+    // A tenant at its own limit holds up nobody else; for want of the common memory all wait.
+    if (tenant_blocks_[t] + reserve > line_.options(t).max_blocks) {
+      blocked_[t] = 1;
+      continue;
+    }
+    if (!CanStart(job) || !blocks_.Reserve(reserve)) break;
+    Start(slot, reserve, now_us);
+    if (tenant_running_[t] >= line_.options(t).max_running) blocked_[t] = 1;
+    admitted_.push_back(job.id);
+    if (listener_) listener_->OnAdmit(job.id, now_us);
   }
-  bool encodes = false;
-  for (const auto& [order, job] : running_) {
-    if (job.kind != WorkKind::kEncode) continue;
-    // A unit dearer than the whole budget still runs, alone.
-    int32_t amount = std::min(job.amount, units / job.spec.unit_cost);
-    if (amount == 0 && !encodes) amount = 1;
-    if (amount == 0) continue;
-    if (options_.chaos_seed) amount = 1 + static_cast<int32_t>(Random() % amount);
-    items.push_back({job.spec.id, WorkKind::kEncode, amount});
-    units = std::max(0, units - amount * job.spec.unit_cost);
-    encodes = true;
+  return admitted_;
+}
+
+void Scheduler::SetWork(JobId id, const JobWork& work) {
+  const Job& job = Of(id);
+  CHECK_GE(job.running_idx, 0);
+  Running& r = running_[job.running_idx];
+  if (JobWork{r.kind, r.amount, r.context, r.tables} == work) return;
+  CHECK(work.kind == WorkKind::kNone || work.amount > 0) << work.amount;
+  CHECK(work.kind != WorkKind::kDecode || work.amount <= job.spec.rows) << work.amount;
+  CHECK_LE(work.context, job.spec.max_context);
+  r.kind = work.kind;
+  r.amount = work.amount;
+  r.context = work.context;
+  r.tables = work.tables;
+  if (listener_) listener_->OnWork(id, work);
+}
+
+// ---- The step
+// -----------------------------------------------------------------------------------------
+
+bool Scheduler::IsBehind(const Running& a, const Running& b) const {
+  const Job& x = jobs_[a.slot];
+  const Job& y = jobs_[b.slot];
+  return std::tuple(-int64_t{x.spec.priority}, x.order) >
+         std::tuple(-int64_t{y.spec.priority}, y.order);
+}
+
+bool Scheduler::Grow(int32_t running_idx, int64_t rows, int64_t context,
+                     absl::FunctionRef<void(JobId)> preempt) {
+  const JobId id = jobs_[running_[running_idx].slot].id;
+  const int32_t needed = BlocksAt(Of(id).spec, rows, context);
+  while (true) {
+    Running& r = running_[Of(id).running_idx];
+    const int32_t more = needed - r.reserved;
+    if (more <= 0) return true;
+    if (tenant_blocks_[r.tenant] + more <= line_.options(r.tenant).max_blocks &&
+        blocks_.Reserve(more)) {
+      r.reserved = needed;
+      tenant_blocks_[r.tenant] += more;
+      return true;
+    }
+    // The one that is furthest behind of all; only if that is not this one.
+    const Running* victim = &r;
+    for (const Running& other : running_) {
+      if (IsBehind(other, *victim) && other.reserved > 0) victim = &other;
+    }
+    if (victim == &r) return false;
+    Job& job = jobs_[victim->slot];
+    preempt(job.id);
+    job.expected =
+        std::min(job.spec.max_context,
+                 std::max(job.expected, victim->context + models_[victim->model].block_size));
+    Stop(job);
+    line_.Push(SlotOf(job.id), {.tenant = job.spec.tenant,
+                                .priority = job.spec.priority,
+                                .deadline_us = job.spec.deadline_us,
+                                .arrival_us = job.arrival_us,
+                                .order = job.order});
+    ++preemptions_;
+    if (listener_) listener_->OnPreempt(job.id);
   }
+}
+
+void Scheduler::PlanDecodes(absl::FunctionRef<void(JobId)> preempt) {
+  for (size_t m = 0; m < models_.size(); ++m) {
+    tokens_left_[m] = options_.max_batch_tokens;
+    decode_work_[m] = {};
+  }
+  const auto plan = [&](int32_t idx) {
+    const Running& r = running_[idx];
+    Work& work = decode_work_[r.model];
+    work.decode_rows += r.amount;
+    work.decode_context += r.amount * (r.context + 1);
+    work.cross_positions += r.amount * r.cross_len;
+    plan_.items.push_back({.job = jobs_[r.slot].id, .kind = WorkKind::kDecode, .amount = r.amount});
+    plan_idx_.push_back(idx);
+  };
+  if (!options_.optimistic) {
+    for (int32_t i = 0; i < running(); ++i) {
+      if (running_[i].kind == WorkKind::kDecode) plan(i);
+    }
+  } else {
+    // First everybody's blocks, the foremost job's first: what is planned after that is there to
+    // stay. Who gets none is the one furthest behind, and sits this step out.
+    order_scratch_.clear();
+    for (const Running& r : running_) {
+      if (r.kind == WorkKind::kDecode) order_scratch_.push_back(jobs_[r.slot].id);
+    }
+    std::sort(order_scratch_.begin(), order_scratch_.end(), [&](JobId a, JobId b) {
+      return IsBehind(running_[Of(b).running_idx], running_[Of(a).running_idx]);
+    });
+    for (JobId& id : order_scratch_) {
+      const int32_t idx = Of(id).running_idx;
+      if (idx < 0 ||  // preempted for one before it
+          !Grow(idx, running_[idx].amount, running_[idx].context + 1, preempt)) {
+        id = 0;
+      }
+    }
+    for (const JobId id : order_scratch_) {
+      if (id != 0 && Of(id).running_idx >= 0) plan(Of(id).running_idx);
+    }
+  }
+  for (size_t m = 0; m < models_.size(); ++m) {
+    Work& work = decode_work_[m];
+    forward_tokens_[m] = work.decode_rows;
+    tokens_left_[m] -= static_cast<int32_t>(work.decode_rows);
+    if (work.decode_rows == 0) continue;
+    work.forwards = 1;
+    plan_.decode_ns += PriceNs(models_[m].prices, work);
+  }
+  plan_.predicted_ns = plan_.decode_ns;
+}
+
+void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
+  candidates_.clear();
+  for (int32_t i = 0; i < running(); ++i) {
+    const Running& r = running_[i];
+    if (r.kind != WorkKind::kPrefill && r.kind != WorkKind::kEncode) continue;
+    const Job& job = jobs_[r.slot];
+    // Whoever got nothing for too long goes first, whatever its tenant had or its neighbours are.
+    const bool starves = now_us - r.served_us >= options_.starvation_us;
+    const bool first_come = options_.target_step_us == 0;
+    candidates_.push_back({.counter = first_come || starves ? 0 : line_.counter(r.tenant),
+                           .deadline_us = first_come || starves ? 0 : job.spec.deadline_us,
+                           .order = job.order,
+                           .priority = first_come || starves ? 0 : job.spec.priority,
+                           .running_idx = i});
+  }
+  const auto later = [](const Candidate& a, const Candidate& b) {
+    return std::tuple(a.counter, -int64_t{a.priority}, a.deadline_us, a.order) >
+           std::tuple(b.counter, -int64_t{b.priority}, b.deadline_us, b.order);
+  };
+  std::make_heap(candidates_.begin(), candidates_.end(), later);
+  for (Candidate& c : candidates_) c.running_idx = running_[c.running_idx].slot;  // preempt moves
+
+  const bool unlimited = options_.target_step_us == 0;
+  const bool anybody_decodes = !plan_.items.empty();
+  const int64_t target = options_.target_step_us * 1000;
+  int64_t budget = anybody_decodes
+                       ? std::max(target - plan_.decode_ns, target / kLeastShare) + saved_ns_
+                       : target;
+  int64_t saved = 0;
+  bool filled = false;
+  while (!candidates_.empty()) {
+    std::pop_heap(candidates_.begin(), candidates_.end(), later);
+    const int32_t slot = candidates_.back().running_idx;
+    candidates_.pop_back();
+    const int32_t idx = jobs_[slot].running_idx;
+    if (idx < 0) continue;  // preempted for one before it
+    const Running r = running_[idx];
+    const Prices& prices = models_[r.model].prices;
+    const bool prefill = r.kind == WorkKind::kPrefill;
+    if (!prefill && r.encoder_slot < 0 && free_encoder_slots_.empty()) continue;
+    int64_t most =
+        std::min(r.amount, prefill ? tokens_left_[r.model] : models_[r.model].max_encode_units);
+    if (most == 0) continue;
+    const int64_t fixed = prefill && forward_tokens_[r.model] == 0 ? prices.forward_ps / 1000 : 0;
+    int64_t amount = unlimited ? most : Largest(r, most, budget - fixed);
+    const int64_t least = prefill ? std::min(most, kSmallestChunk) : 1;
+    if (amount < least) {
+      if (anybody_decodes || filled) {
+        // Nobody overtakes it; what this step did not spend is put by until it is enough.
+        if (anybody_decodes) {
+          saved = std::min(std::max<int64_t>(budget, 0),
+                           fixed + PriceNs(prices, WorkOf(r, r.kind, least)));
+        }
+        break;
+      }
+      amount = least;  // nobody is held up by it
+    }
+    if (options_.chaos_seed) amount = 1 + static_cast<int64_t>(Random() % amount);
+    if (prefill && options_.optimistic) {
+      // The last chunk is followed by forks: all rows' blocks must be there.
+      const int64_t rows = amount == r.amount ? jobs_[slot].spec.rows : r.tables;
+      if (!Grow(idx, rows, r.context + amount, preempt)) continue;
+    }
+    PlanItem item{.job = jobs_[slot].id, .kind = r.kind, .amount = static_cast<int32_t>(amount)};
+    Running& now = running_[jobs_[slot].running_idx];
+    if (prefill) {
+      tokens_left_[r.model] -= static_cast<int32_t>(amount);
+      forward_tokens_[r.model] += amount;
+    } else {
+      if (now.encoder_slot < 0) {
+        now.encoder_slot = free_encoder_slots_.back();
+        free_encoder_slots_.pop_back();
+      }
+      item.encoder_slot = now.encoder_slot;
+    }
+    const int64_t price = fixed + PriceNs(prices, WorkOf(r, r.kind, amount));
+    budget -= price;
+    plan_.predicted_ns += price;
+    plan_.items.push_back(item);
+    plan_idx_.push_back(jobs_[slot].running_idx);
+    filled = true;
+  }
+  saved_ns_ = saved;
+}
+
+const StepPlan& Scheduler::Schedule(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
+  plan_.items.clear();
+  plan_idx_.clear();
+  plan_.decode_ns = 0;
+  plan_us_ = now_us;
+  const int64_t preempted = preemptions_;
+  PlanDecodes(preempt);
+  PlanFill(now_us, preempt);
   if (options_.chaos_seed) {
-    for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[Random() % i]);
+    for (size_t i = plan_.items.size(); i > 1; --i) {
+      const size_t j = Random() % i;
+      std::swap(plan_.items[i - 1], plan_.items[j]);
+      std::swap(plan_idx_[i - 1], plan_idx_[j]);
+    }
   }
-  return items;
+  if (preemptions_ != preempted) {
+    // What was planned before it was preempted for somebody falls out; the others have moved.
+    std::erase_if(plan_.items, [&](const PlanItem& item) { return Of(item.job).running_idx < 0; });
+    plan_idx_.clear();
+    for (const PlanItem& item : plan_.items) plan_idx_.push_back(Of(item.job).running_idx);
+  }
+  if (listener_) listener_->OnPlan(plan_, now_us);
+  return plan_;
+}
+
+void Scheduler::Commit(int64_t elapsed_us) {
+  std::fill(charges_.begin(), charges_.end(), 0);
+  for (size_t i = 0; i < plan_.items.size(); ++i) {
+    const PlanItem& item = plan_.items[i];
+    Running& r = running_[plan_idx_[i]];
+    const Prices& p = models_[r.model].prices;
+    int64_t cost;
+    if (item.kind == WorkKind::kDecode) {  // ten thousand of these a step
+      const int64_t n = item.amount;
+      cost = (n * (p.decode_row_ps + (r.context + 1) * p.decode_context_ps +
+                   r.cross_len * p.cross_position_ps) +
+              p.forward_ps * n / forward_tokens_[r.model]) /
+             1000;
+      r.cost.decode_ns += cost;
+      ++r.context;
+    } else {
+      cost = PriceNs(p, WorkOf(r, item.kind, item.amount));
+      r.amount -= item.amount;
+      if (item.kind == WorkKind::kEncode) {
+        r.cost.encode_ns += cost;
+        if (r.amount == 0) free_encoder_slots_.push_back(std::exchange(r.encoder_slot, -1));
+      } else {
+        cost += p.forward_ps / 1000 * item.amount / forward_tokens_[r.model];
+        r.cost.prefill_ns += cost;
+        r.context += item.amount;
+      }
+      if (r.amount == 0) r.kind = WorkKind::kNone;  // what comes next, SetWork tells
+      Job& job = jobs_[r.slot];
+      const int64_t done = std::min(cost, job.fill_left_ns);
+      job.fill_left_ns -= done;
+      backlog_ns_ -= done;
+    }
+    r.served_us = plan_us_;
+    charges_[r.tenant] += cost;
+  }
+  for (Running& r : running_) r.cost.block_ns += int64_t{r.reserved} * elapsed_us * 1000;
+  for (int32_t t = 0; t < line_.num_tenants(); ++t) {
+    if (charges_[t]) line_.Charge(t, charges_[t]);
+  }
+  plan_.items.clear();
+  plan_idx_.clear();
+  if (listener_) listener_->OnCommit(elapsed_us);
 }
 
 void Scheduler::CheckInvariants() const {
-  int32_t blocks = 0;
-  int32_t rows = 0;
-  for (const auto& [order, job] : running_) {
-    blocks += job.spec.blocks;
+  int64_t blocks = 0, rows = 0, backlog = 0;
+  int32_t live = 0, encoders = 0;
+  for (size_t i = 0; i < running_.size(); ++i) {
+    const Running& r = running_[i];
+    const Job& job = jobs_[r.slot];
+    CHECK(job.id != 0 && job.running_idx == static_cast<int32_t>(i));
+    CHECK(!line_.Contains(r.slot));
+    CHECK_LE(r.reserved, BlocksAt(job.spec, job.spec.rows, job.spec.max_context));
+    blocks += r.reserved;
     rows += job.spec.rows;
+    encoders += r.encoder_slot >= 0;
   }
+  for (const Job& job : jobs_) {
+    if (job.id == 0) continue;
+    ++live;
+    CHECK_GE(job.fill_left_ns, 0);
+    backlog += job.fill_left_ns;
+    CHECK(job.running_idx >= 0 || line_.Contains(SlotOf(job.id)));
+  }
+  CHECK_EQ(live, running() + waiting());
+  CHECK_EQ(live + static_cast<int32_t>(free_slots_.size()), static_cast<int32_t>(jobs_.size()));
   CHECK_EQ(blocks, blocks_.reserved());
   CHECK_EQ(rows, rows_reserved_);
-  CHECK_EQ(running_.size(), order_by_id_.size());
+  CHECK_EQ(backlog, backlog_ns_);
+  CHECK_EQ(encoders + static_cast<int32_t>(free_encoder_slots_.size()), options_.encoder_slots);
+  for (size_t t = 0; t < tenant_blocks_.size(); ++t) {
+    CHECK_LE(tenant_blocks_[t], line_.options(static_cast<int32_t>(t)).max_blocks);
+    CHECK_LE(tenant_running_[t], line_.options(static_cast<int32_t>(t)).max_running);
+  }
+  line_.CheckInvariants();
 }
 
 // SplitMix64 (Steele et al. 2014), enough for shuffling test schedules.

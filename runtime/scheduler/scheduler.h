@@ -1,91 +1,201 @@
-// Who runs in the next step. Integers in, plan items out; no clock, no device. Engine thread only.
+// Who runs in the next step. Integers in, plan items out; no device, and no clock but the times it
+// is told. Engine thread only. The same object runs in the server, in `bench replay` and in `bench
+// simulate`.
 //
-// A job is one request's stream of work: encode units (image crops, audio windows), then prefill
-// tokens, then decode rows, as often as it says (a recording goes round once per window). Jobs are
-// admitted in the order they came, each with its worst-case blocks and rows reserved; the first
-// that does not fit waits, and everybody behind it too. Within a step decodes go first, then
-// prefill chunks under the token budget, then encode units under theirs, oldest job first.
+// A job is one request's stream of work: encode units, then prefill tokens, then decode rows, as
+// often as it says (a recording goes round once per window).
+//
+// Admission. A job is admitted with its worst-case KV blocks, rows and feature slots set aside, so
+// that nothing it does later can fail for want of memory (`optimistic`: with what it is expected to
+// need; when blocks run out, the youngest job of the lowest priority is preempted: it gives
+// everything back, waits in its old place and is computed again). Who is next: waiting_line.h. The
+// next one waits until it fits and nobody overtakes it.
+//
+// A step has `target_step_us` of predicted device time. Decodes go first, always all of them. What
+// is left is filled with encode units and prefill chunks, the tenant with the lowest counter first,
+// cut to what fits. Where a single unit does not fit, its price is saved up over steps, an eighth
+// of the target at least each. So with D the price of the step's decodes, a step is predicted to
+// last at most D + max(target, dearest unit), and D + max(target, target / 8) on average. Without
+// anybody decoding a unit runs at once. `target_step_us` 0: no budget, first come, first served.
 #pragma once
 
 #include <cstdint>
-#include <deque>
-#include <map>
+#include <limits>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
+#include "absl/status/statusor.h"
 #include "runtime/kv_cache/block_allocator.h"
+#include "runtime/scheduler/cost_model.h"
+#include "runtime/scheduler/job.h"
+#include "runtime/scheduler/waiting_line.h"
 
 namespace sensorium {
 
-using JobId = int64_t;
-
-enum class WorkKind : uint8_t {
-  kNone,     // parked: a full reader, or between two phases
-  kEncode,   // amount: units left; may be cut
-  kPrefill,  // amount: tokens left; may be cut
-  kDecode,   // amount: rows, one token each; all or none
+struct SchedulerModel {
+  int32_t block_size = 16;       // tokens of a KV block of its rows
+  int32_t max_encode_units = 4;  // of one call: what the workspace holds
+  int32_t feature_slots = 0;     // images whose features may be held at once
+  Prices prices;                 // to begin with
 };
 
 struct SchedulerOptions {
-  int32_t max_batch_tokens = 512;
-  int32_t max_batch_seqs = 64;
-  int32_t max_encode_units = 4;
+  std::vector<SchedulerModel> models = {{}};
+  std::vector<TenantOptions> tenants = {{}};
+  int32_t max_batch_tokens = 512;  // of one model's forward pass
+  int32_t max_batch_seqs = 64;     // rows of all jobs together
+  int32_t max_waiting = 256;       // jobs in line
+  int32_t encoder_slots = 1;       // encoders that may be stopped half way at once, at least 1
+  int64_t target_step_us = 0;
+  int64_t starvation_us = 30'000'000;
+  bool optimistic = false;
   uint64_t chaos_seed = 0;  // tests: random cuts and a random order within the step
 };
 
-struct JobSpec {
-  JobId id = 0;
-  int32_t blocks = 0;     // worst case, of all its tables together
-  int32_t rows = 1;       // most rows it decodes at once, at least 1: what keeps a prefill moving
-  int32_t unit_cost = 1;  // of one encode unit, in crops; at least 1
+struct StepPlan {
+  std::vector<PlanItem> items;
+  int64_t predicted_ns = 0;
+  int64_t decode_ns = 0;  // of it, the decodes
 };
 
-struct PlanItem {
-  JobId job;
-  WorkKind kind;
-  int32_t amount;
+// Hears every call that changes a scheduler, in order: what a trace is made of.
+class SchedulerListener {
+ public:
+  virtual ~SchedulerListener() = default;
+  virtual void OnAdd(JobId id, const JobSpec& spec, int64_t now_us) = 0;
+  virtual void OnRefuse(const JobSpec& spec, int64_t now_us) = 0;
+  virtual void OnRemove(JobId id) = 0;
+  virtual void OnAdmit(JobId id, int64_t now_us) = 0;
+  virtual void OnPreempt(JobId id) = 0;
+  virtual void OnWork(JobId id, const JobWork& work) = 0;
+  virtual void OnPrices(int32_t model, const Prices& prices) = 0;
+  virtual void OnPlan(const StepPlan& plan, int64_t now_us) = 0;
+  virtual void OnCommit(int64_t elapsed_us) = 0;
 };
 
 class Scheduler {
  public:
-  // `blocks` outlives the scheduler.
-  Scheduler(const SchedulerOptions& options, BlockAllocator& blocks);
+  // `blocks` and `listener` (may be null) outlive the scheduler.
+  Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
+            SchedulerListener* listener = nullptr);
 
-  // Whether the job could ever be admitted, with everybody else gone.
-  bool Fits(const JobSpec& job) const;
-  // Queues a job. REQUIRES: Fits(job), id new.
-  void Add(const JobSpec& job);
-  // Takes a waiting or admitted job out and gives its reservation back.
-  // REQUIRES: an admitted job's blocks have been released.
+  // When a job that comes now would have its first token, and its last: everything set in line
+  // before it is done first, slowed by today's decodes. A prediction, not a bound.
+  struct Prediction {
+    int64_t first_token_us = 0, end_us = 0;  // from now
+  };
+  Prediction Predict(const JobSpec& spec) const;
+
+  // Queues a job. RESOURCE_EXHAUSTED with both numbers when it could never run, or the line is
+  // full; DEADLINE_EXCEEDED with the predicted time when its first token would come too late.
+  absl::StatusOr<JobId> Add(const JobSpec& spec, int64_t now_us);
+  // Takes a waiting or admitted job out and gives its reservation back. REQUIRES: an admitted job's
+  // blocks have been released.
   void Remove(JobId id);
-  // What an admitted job needs next, replacing what it needed before.
-  void SetWork(JobId id, WorkKind kind, int32_t amount);
 
-  // Admits who fits.
-  std::vector<JobId> Admit();
-  // Plans a step over the admitted jobs' work. Changes nothing: the engine reports what was done
-  // through SetWork.
-  std::vector<PlanItem> Schedule();
+  // Admits who fits; the ids, in order. The caller starts them and tells their work.
+  const std::vector<JobId>& Admit(int64_t now_us);
+  // What an admitted job needs next. Needed where Commit cannot know: after a phase, parking,
+  // waking.
+  void SetWork(JobId id, const JobWork& work);
+  // Plans a step over the admitted jobs' work. `preempt` must release the job's blocks before it
+  // returns. The plan is valid until the next call.
+  const StepPlan& Schedule(int64_t now_us, absl::FunctionRef<void(JobId)> preempt);
+  // The plan has been carried out and took so long: charges it and counts its work as done.
+  // REQUIRES: nothing was added to or taken from the admitted jobs since Schedule.
+  void Commit(int64_t elapsed_us);
 
-  int32_t waiting() const { return static_cast<int32_t>(waiting_.size()); }
+  void SetPrices(int32_t model, const Prices& prices);
+  const Prices& prices(int32_t model) const { return models_[model].prices; }
+  JobCost cost(JobId id) const;  // REQUIRES: it was not removed
+
+  int32_t waiting() const { return line_.size(); }
+  int32_t waiting(int32_t tenant) const { return line_.size_of(tenant); }
   int32_t running() const { return static_cast<int32_t>(running_.size()); }
-  void CheckInvariants() const;
+  int64_t preemptions() const { return preemptions_; }
+  const WaitingLine& line() const { return line_; }
+  const SchedulerOptions& options() const { return options_; }
+  void CheckInvariants() const;  // O(jobs)
 
  private:
   struct Job {
+    JobId id = 0;
     JobSpec spec;
     int64_t order = 0;
+    int64_t arrival_us = 0;
+    int64_t expected = 0;       // context set aside at the next admission
+    int64_t fill_left_ns = 0;   // predicted encode and prefill work not yet done
+    int32_t running_idx = -1;   // into running_, or -1: waits
+    bool has_features = false;  // its feature slots are set aside: from admission until it goes
+    JobCost cost;               // of its runs before the present one
+  };
+  // What the step loop reads of an admitted job, packed.
+  struct Running {
+    int32_t slot = 0;
     WorkKind kind = WorkKind::kNone;
     int32_t amount = 0;
+    int32_t model = 0;
+    int32_t tenant = 0;
+    int32_t reserved = 0;  // KV blocks
+    int32_t encoder_slot = -1;
+    int64_t context = 0;
+    int32_t tables = 1;
+    int64_t cross_len = 0;
+    int64_t served_us = 0;  // when it last was in a plan, or was admitted
+    JobCost cost;           // of this run
   };
+  struct Candidate {
+    int64_t counter, deadline_us, order;
+    int32_t priority, running_idx;
+  };
+
+  const Job& Of(JobId id) const;
+  Job& Of(JobId id) { return const_cast<Job&>(std::as_const(*this).Of(id)); }
+  int32_t BlocksAt(const JobSpec& spec, int64_t rows, int64_t context) const;
+  int64_t FillNs(const JobSpec& spec) const;
+  bool CanStart(const Job& job) const;
+  void Start(int32_t slot, int32_t reserve, int64_t now_us);
+  void Stop(Job& job);  // takes it out of running_ and gives back what it has set aside
+  bool IsBehind(const Running& a, const Running& b) const;
+  // Sets aside what `r` comes to with `rows` rows at `context`; preempts jobs behind it if need be.
+  bool Grow(int32_t running_idx, int64_t rows, int64_t context,
+            absl::FunctionRef<void(JobId)> preempt);
+  void PlanDecodes(absl::FunctionRef<void(JobId)> preempt);
+  void PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt);
+  Work WorkOf(const Running& r, WorkKind kind, int64_t amount) const;
+  int64_t Largest(const Running& r, int64_t most, int64_t budget_ns) const;
   uint64_t Random();
 
   const SchedulerOptions options_;
   BlockAllocator& blocks_;
-  std::deque<JobSpec> waiting_;
-  std::map<int64_t, Job> running_;        // by order of admission
-  std::map<JobId, int64_t> order_by_id_;  // of running jobs
+  SchedulerListener* const listener_;
+  std::vector<SchedulerModel> models_;
+
+  std::vector<Job> jobs_;  // by slot: the low bits of an id
+  std::vector<int32_t> free_slots_;
+  std::vector<Running> running_;  // dense, in no order that means anything
+  WaitingLine line_;
+  std::vector<char> blocked_;  // by tenant, scratch of Admit
+  std::vector<int32_t> tenant_running_, tenant_blocks_;
+  std::vector<int32_t> feature_slots_used_;  // by model
+  std::vector<int32_t> free_encoder_slots_;
+  std::vector<JobId> admitted_;
+  std::vector<JobId> order_scratch_;
+  std::vector<Candidate> candidates_;
+  std::vector<int32_t> tokens_left_;     // by model, of this step
+  std::vector<int64_t> forward_tokens_;  // by model, of this step
+  std::vector<Work> decode_work_;        // by model, of this step
+  StepPlan plan_;
+  std::vector<int32_t> plan_idx_;  // by plan item: into running_
+  std::vector<int64_t> charges_;   // by tenant, scratch of Commit
+  int64_t plan_us_ = 0;            // when it was made
+
+  int64_t next_id_ = 1;
   int64_t next_order_ = 0;
   int32_t rows_reserved_ = 0;
+  int64_t backlog_ns_ = 0;  // fill_left_ns of all jobs
+  int64_t saved_ns_ = 0;    // towards the unit that did not fit
+  int64_t preemptions_ = 0;
   uint64_t random_state_;
 };
 
