@@ -24,6 +24,12 @@ struct ModelConfig {
   std::string path;  // checkpoint directory
 };
 
+struct TenantConfig {
+  std::string name;  // what the metadata `x-tenant` says
+  double weight = 1;  // of the share of device time
+  int32_t max_waiting = 0, max_running = 0, max_blocks = 0;  // 0: no limit of its own
+};
+
 struct EngineConfig {
   std::vector<ModelConfig> models;
   std::string speech_model;  // transcribes audio parts of Generate; "": the only whisper there is
@@ -32,7 +38,22 @@ struct EngineConfig {
   int32_t block_tokens = 16;         // KV block of the model with the widest tokens, multiple of 16
   int32_t max_batch_tokens = 512;    // tokens of one forward pass: prefill is cut into such chunks
   int32_t max_batch_seqs = 64;       // rows that decode in one forward pass
-  int32_t max_encode_units = 4;      // image crops encoded in one step; an audio window counts as 4
+  int32_t max_encode_units = 4;      // image crops encoded in one call: what the workspace holds
+  // Predicted time of a step: decodes first, encodes and prefills in what is left. 0: no budget,
+  // whatever came first is run in whole.
+  int64_t target_step_us = 50'000;
+  int64_t starvation_us = 30'000'000;  // who waits longer goes before its tenant's others
+  // false: a request is admitted when its worst case is free. true: when what it is expected to need
+  // is; requests may then be preempted and computed again.
+  bool optimistic_admission = false;
+  int32_t encoder_slots = 2;         // audio windows whose encoding may be stopped half way at once
+  int32_t image_slots = 16;          // pictures of one model whose features are held or cached
+  bool prefix_cache = true;          // full KV blocks of past prompts are kept while there is room
+  size_t encoder_cache_bytes = size_t{64} << 20;  // of KV blocks with encoded audio that nobody uses
+  bool calibrate = true;             // measure the models at start; else prices begin as a guess
+  std::vector<TenantConfig> tenants;
+  int32_t max_tenants = 64;          // told apart at once; the tenants above are among them
+  std::string trace_path;            // writes every arrival and plan; "": none
   int32_t max_waiting = 256;         // requests accepted beyond those that run
   int32_t default_max_tokens = 256;
   int32_t max_tokens_limit = 4096;
@@ -53,6 +74,10 @@ struct EngineStats {
   int32_t requests_running = 0, requests_waiting = 0;
   size_t media_bytes = 0;
   int64_t steps = 0;
+  int64_t preemptions = 0;
+  int64_t prefix_hit_blocks = 0, prefix_miss_blocks = 0;   // of prompts' full blocks
+  int64_t image_hits = 0, image_misses = 0;    // pictures whose features were there, or not
+  int64_t audio_hit_blocks = 0, audio_miss_blocks = 0;     // of encoded audio windows
   bool broken = false;  // the device failed: nothing will be served any more
 };
 

@@ -1,23 +1,25 @@
 #include "runtime/engine/generate_job.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
 
 namespace sensorium {
 
-GenerateJob::GenerateJob(LoadedModel& model, Backend& backend, PreparedGenerate prepared,
-                         std::shared_ptr<GenerateQueue> queue)
+GenerateJob::GenerateJob(LoadedModel& model, PreparedGenerate prepared,
+                         std::shared_ptr<GenerateQueue> queue, std::string_view tenant_salt)
     : Job(model, prepared.request.deadline, prepared.submitted),
-      be_(backend),
       p_(std::move(prepared)),
       queue_(std::move(queue)),
       sampler_(p_.request.sampling, model.vocab_size()) {
-  const int64_t longest = static_cast<int64_t>(p_.prompt.size()) + p_.max_tokens;
+  spec_.model = model.index;
+  spec_.priority = p_.request.priority;
   spec_.rows = p_.request.n;
-  spec_.blocks =
-      p_.request.n * BlockTable::BlocksFor(longest, model.self_kv.layout.block_size);
+  spec_.max_context = int64_t{PromptTokens()} + p_.max_tokens;
+  spec_.prefill_tokens = PromptTokens();
+  spec_.decode_tokens = p_.max_tokens;
   if (p_.image) {
     const MolmoImageLayout& layout = p_.image->layout;
     const int32_t tokens = model.molmo->vision->config().tokens_per_crop();
@@ -31,92 +33,196 @@ GenerateJob::GenerateJob(LoadedModel& model, Backend& backend, PreparedGenerate 
       kept_before_.push_back(kept);
     }
     std::sort(feature_at_.begin(), feature_at_.end());
+    spec_.feature_slots = 1;
+    spec_.encode_units = layout.crops;
+    const auto bytes = [](const std::vector<float>& v) {
+      return std::span(reinterpret_cast<const uint8_t*>(v.data()), v.size() * sizeof(float));
+    };
+    image_hash_ = ContentHasher()
+                      .Update("image features")
+                      .Update(std::span<const uint8_t>(model.cache_root.bytes))
+                      .Update(tenant_salt)
+                      .Update(int64_t{layout.tile_rows})
+                      .Update(int64_t{layout.tile_cols})
+                      .Update(bytes(p_.image->masks))
+                      .Update(bytes(p_.image->pixels))
+                      .Finish();
   }
+  const ContentHash root = ContentHasher()
+                               .Update("prefix")
+                               .Update(std::span<const uint8_t>(model.cache_root.bytes))
+                               .Update(tenant_salt)
+                               .Update(std::span<const uint8_t>(image_hash_.bytes))
+                               .Finish();
+  chain_ = BlockChain(root, p_.prompt, model.self_kv.layout.block_size);
+  matched_.reserve(chain_.size());
 }
 
-void GenerateJob::Start(BlockAllocator& blocks) {
+GenerateJob::~GenerateJob() { CHECK(!features_); }
+
+BlockTable GenerateJob::NewTable() const {
+  const int32_t size = model_.self_kv.layout.block_size;
+  return BlockTable(*blocks_, size, BlockTable::BlocksFor(spec_.max_context, size));
+}
+
+void GenerateJob::Start(BlockAllocator& blocks, BlockCache& cache) {
   blocks_ = &blocks;
+  cache_ = &cache;
   clock_.Started();
-  answers_.emplace_back(*model_.tokenizer, BlockTable(blocks, model_.self_kv.layout.block_size));
-  GenerateStarted started{.request_id = p_.request_id,
-                          .model = model_.name,
-                          .prompt_tokens = static_cast<int32_t>(p_.prompt.size()),
-                          .image_tokens = 0,
-                          .cached_tokens = 0,
-                          .heard = p_.heard,
-                          .prompt_token_ids = {}};
-  if (p_.image) {
-    started.image_tokens = static_cast<int32_t>(p_.image->layout.tokens.size());
-    const int64_t hidden = model_.molmo->config.llm.hidden;
-    const int64_t kept = kept_before_.back();
-    auto buffer = be_.Allocate(static_cast<size_t>(kept * hidden) * sizeof(float));
-    if (!buffer.ok()) {
-      End(buffer.status());
-      return;
+  if (answers_.empty()) {
+    answers_.reserve(p_.request.n);
+    answers_.emplace_back(*model_.tokenizer, NewTable());
+  }
+  // What an earlier prompt had in common with this one is there already. The last token is computed
+  // in any case: its logits are what the answer begins with.
+  Answer& first = answers_.front();
+  matched_.clear();
+  const size_t usable = static_cast<size_t>(PromptTokens() - 1) / first.table.block_size();
+  const int32_t hits = cache.Match(CacheClass::kPrefix,
+                                   std::span(chain_).first(std::min(usable, chain_.size())),
+                                   matched_);
+  first.table.Adopt(matched_);
+  first.computed = hits * first.table.block_size();
+  if (p_.image && !features_ &&
+      (feature_at_.empty() || first.computed <= feature_at_.back().first)) {
+    features_ = model_.feature_cache->Acquire(image_hash_, holder());
+    CHECK(features_) << "an admitted request's image slot was set aside";
+  }
+  if (announced_) return;  // after a preemption
+  announced_ = true;
+  cached_tokens_ = first.computed;
+  queue_->Push(GenerateStarted{
+      .request_id = p_.request_id,
+      .model = model_.name,
+      .prompt_tokens = PromptTokens(),
+      .image_tokens = p_.image ? static_cast<int32_t>(p_.image->layout.tokens.size()) : 0,
+      .cached_tokens = cached_tokens_,
+      .heard = p_.heard,
+      .prompt_token_ids = p_.request.echo_token_ids ? p_.prompt : std::vector<int32_t>()});
+}
+
+void GenerateJob::Preempt() {
+  for (Answer& answer : answers_) {
+    answer.table.Clear();
+    answer.computed = 0;
+  }
+  forked_ = false;
+  prefilling_ = 0;
+}
+
+void GenerateJob::DropFeatures() {
+  if (features_) model_.feature_cache->Release(features_->slot, holder());
+  features_.reset();
+}
+
+bool GenerateJob::WaitsForFeatures() const {
+  return features_ && !model_.feature_cache->ready(features_->slot);
+}
+
+const GenerateJob::Answer* GenerateJob::Behind() const {
+  for (const Answer& answer : answers_) {
+    if (!answer.done &&
+        answer.computed + 1 < PromptTokens() + static_cast<int32_t>(answer.tokens.size())) {
+      return &answer;
     }
-    feature_buffer_ = *std::move(buffer);
-    features_ = TensorView(feature_buffer_->data(), DType::kFloat32, {kept, hidden});
   }
-  if (p_.request.echo_token_ids) started.prompt_token_ids = p_.prompt;
-  queue_->Push(std::move(started));
+  return nullptr;
 }
 
-Job::Work GenerateJob::Pending() const {
+JobWork GenerateJob::Pending() const {
   if (ended_) return {};
-  if (p_.image && crops_done_ < p_.image->layout.crops) {
-    return {WorkKind::kEncode, p_.image->layout.crops - crops_done_};
+  const Answer& first = answers_.front();
+  if (!forked_) {
+    if (WaitsForFeatures()) {
+      // Another request is encoding the same picture: this one waits for it.
+      if (model_.feature_cache->writer(features_->slot) != holder()) {
+        return {.context = first.computed};
+      }
+      return {WorkKind::kEncode, p_.image->layout.crops - crops_done_, first.computed};
+    }
+    return {WorkKind::kPrefill, PromptTokens() - first.computed, first.computed};
   }
-  const int32_t left = static_cast<int32_t>(p_.prompt.size()) - computed_;
-  if (left > 0) return {WorkKind::kPrefill, left};
-  if (!queue_->HasRoom()) return {};
+  const int32_t tables = static_cast<int32_t>(answers_.size());
+  if (const Answer* behind = Behind()) {
+    const int32_t until = PromptTokens() + static_cast<int32_t>(behind->tokens.size()) - 1;
+    return {WorkKind::kPrefill, until - behind->computed, behind->computed, tables};
+  }
   int32_t live = 0;
-  for (const Answer& answer : answers_) live += !answer.done;
-  return {live ? WorkKind::kDecode : WorkKind::kNone, live};
+  int64_t context = 0;
+  for (const Answer& answer : answers_) {
+    if (answer.done) continue;
+    ++live;
+    context = answer.computed;
+  }
+  if (live == 0 || !queue_->HasRoom()) return {.context = context, .tables = tables};
+  return {WorkKind::kDecode, live, context, tables};
 }
 
-void GenerateJob::RunEncode(int32_t units, Workspace& workspace) {
+void GenerateJob::RunEncode(int32_t units, TensorView, Workspace& workspace) {
   MolmoImageInputs& image = *p_.image;
   const VisionConfig& vision = model_.molmo->vision->config();
   const int64_t begin = crops_done_, end = crops_done_ + units;
   const int64_t patches = vision.patches(), tokens = vision.tokens_per_crop();
   const int64_t crop_pixels = patches * vision.patch_dim;
   model_.molmo->vision->Encode(
-      features_.Rows(kept_before_[begin], kept_before_[end]),
+      model_.FeatureSlot(features_->slot).Rows(kept_before_[begin], kept_before_[end]),
       std::span(image.pixels).subspan(begin * crop_pixels, units * crop_pixels),
       std::span(image.masks).subspan(begin * patches, units * patches),
       std::span(image.layout.token_index).subspan(begin * tokens, units * tokens), workspace);
   crops_done_ += units;
-  if (crops_done_ == image.layout.crops) {
-    image.pixels = {};  // the features are what is needed from here on
-    image.masks = {};
-    p_.media.Reset();
-  }
+  if (crops_done_ == image.layout.crops) model_.feature_cache->MarkReady(features_->slot);
 }
 
 void GenerateJob::AddPrefill(int32_t tokens, StepBatch& batch) {
-  Answer& first = answers_.front();
-  const int32_t end = computed_ + tokens;
+  prefilling_ = tokens;
+  if (forked_) {  // after a preemption: an answer's own tokens
+    chunk_of_ = const_cast<Answer*>(Behind());
+    Answer& answer = *chunk_of_;
+    answer.table.Grow(answer.computed + tokens);
+    batch.Add({.tokens = std::span(answer.tokens).subspan(answer.computed - PromptTokens(), tokens),
+               .first_position = answer.computed,
+               .self = &answer.table,
+               .cross = nullptr,
+               .cross_len = 0,
+               .wanted = {},
+               .features = {},
+               .feature_rows = {},
+               .feature_offsets = {}});
+    return;
+  }
+  chunk_of_ = &answers_.front();
+  Answer& first = *chunk_of_;
+  const int32_t begin = first.computed, end = begin + tokens;
   first.table.Grow(end);
   feature_rows_.clear();
   feature_offsets_.clear();
-  for (auto it = std::lower_bound(feature_at_.begin(), feature_at_.end(),
-                                  std::pair<int32_t, int32_t>(computed_, 0));
-       it != feature_at_.end() && it->first < end; ++it) {
-    feature_rows_.push_back(it->second);
-    feature_offsets_.push_back(it->first - computed_);
+  TensorView features;
+  if (features_) {
+    if (!p_.image->pixels.empty()) {
+      p_.image->pixels = {};  // the features are what is needed from here on
+      p_.image->masks = {};
+      p_.media.Reset();
+    }
+    features = model_.FeatureSlot(features_->slot);
+    for (auto it = std::lower_bound(feature_at_.begin(), feature_at_.end(),
+                                    std::pair<int32_t, int32_t>(begin, 0));
+         it != feature_at_.end() && it->first < end; ++it) {
+      feature_rows_.push_back(it->second);
+      feature_offsets_.push_back(it->first - begin);
+    }
   }
   const int32_t last = tokens - 1;
-  const bool whole = end == static_cast<int32_t>(p_.prompt.size());
-  batch.Add({.tokens = std::span(p_.prompt).subspan(computed_, tokens),
-             .first_position = computed_,
+  // Behind a preemption the first tokens are known already.
+  const bool wanted = end == PromptTokens() && first.tokens.empty();
+  batch.Add({.tokens = std::span(p_.prompt).subspan(begin, tokens),
+             .first_position = begin,
              .self = &first.table,
              .cross = nullptr,
              .cross_len = 0,
-             .wanted = whole ? std::span(&last, 1) : std::span<const int32_t>(),
-             .features = features_,
+             .wanted = wanted ? std::span(&last, 1) : std::span<const int32_t>(),
+             .features = features,
              .feature_rows = feature_rows_,
              .feature_offsets = feature_offsets_});
-  prefilling_ = tokens;
 }
 
 void GenerateJob::AddDecode(StepBatch& batch) {
@@ -124,11 +230,9 @@ void GenerateJob::AddDecode(StepBatch& batch) {
   for (Answer& answer : answers_) {
     if (answer.done) continue;
     // The newest token has been sampled but not computed.
-    const int64_t position =
-        static_cast<int64_t>(p_.prompt.size() + answer.tokens.size()) - 1;
-    answer.table.Grow(position + 1);
+    answer.table.Grow(answer.computed + 1);
     batch.Add({.tokens = std::span(&answer.tokens.back(), 1),
-               .first_position = position,
+               .first_position = answer.computed,
                .self = &answer.table,
                .cross = nullptr,
                .cross_len = 0,
@@ -139,30 +243,54 @@ void GenerateJob::AddDecode(StepBatch& batch) {
   }
 }
 
+void GenerateJob::KeepPrompt() {
+  const Answer& first = answers_.front();
+  const size_t full = std::min(chain_.size(),
+                               static_cast<size_t>(first.computed / first.table.block_size()));
+  cache_->Insert(CacheClass::kPrefix, std::span(chain_).first(full),
+                 first.table.blocks().first(full));
+}
+
+// Every answer starts from the same prompt: its full blocks are shared.
+void GenerateJob::Fork(std::vector<BlockCopy>& copies) {
+  forked_ = true;
+  const bool fresh = answers_.size() == 1 && answers_[0].tokens.empty();
+  for (int32_t i = 1; i < p_.request.n; ++i) {
+    if (fresh) {
+      answers_.emplace_back(*model_.tokenizer, answers_[0].table.Fork(PromptTokens(), copies));
+      answers_.back().index = i;
+    } else if (!answers_[i].done) {
+      answers_[i].table = answers_[0].table.Fork(PromptTokens(), copies);
+    }
+    answers_[i].computed = PromptTokens();
+  }
+  if (answers_[0].done) answers_[0].table.Clear();
+}
+
 void GenerateJob::OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) {
   const size_t vocab = static_cast<size_t>(model_.vocab_size());
   if (prefilling_ > 0) {
-    computed_ += prefilling_;
-    prefilling_ = 0;
+    chunk_of_->computed += std::exchange(prefilling_, 0);
     blocks_peak_ = std::max(blocks_peak_, CountBlocks());
-    if (computed_ < static_cast<int32_t>(p_.prompt.size())) return;
-    feature_buffer_.reset();
-    // Every answer starts from the same prompt: its full blocks are shared.
-    answers_.reserve(p_.request.n);
-    for (int32_t i = 1; i < p_.request.n; ++i) {
-      answers_.emplace_back(*model_.tokenizer, answers_[0].table.Fork(computed_, copies));
-      answers_.back().index = i;
-    }
+    if (forked_) return;
+    KeepPrompt();
+    if (answers_.front().computed < PromptTokens()) return;
+    const bool fresh = answers_.front().tokens.empty();
+    Fork(copies);
+    if (!fresh) return;
     clock_.FirstToken();
     for (Answer& answer : answers_) {
       if (p_.image_width > 0) answer.points.emplace(p_.image_width, p_.image_height);
+      answer.tokens.reserve(p_.max_tokens);
       Sample(answer, logits.first(vocab));
     }
   } else {
     blocks_peak_ = std::max(blocks_peak_, CountBlocks());
     size_t row = 0;
     for (Answer& answer : answers_) {
-      if (!answer.done) Sample(answer, logits.subspan(row++ * vocab, vocab));
+      if (answer.done) continue;
+      ++answer.computed;
+      Sample(answer, logits.subspan(row++ * vocab, vocab));
     }
   }
   if (std::all_of(answers_.begin(), answers_.end(), [](const Answer& a) { return a.done; })) {
@@ -240,17 +368,26 @@ void GenerateJob::SendPoints(Answer& answer, const std::vector<MolmoPoint>& poin
 }
 
 Usage GenerateJob::MakeUsage(const Answer& answer) const {
-  return {.prompt_tokens = static_cast<int32_t>(p_.prompt.size()),
-          .cached_tokens = 0,
-          .image_tokens = p_.image ? static_cast<int32_t>(p_.image->layout.tokens.size()) : 0,
-          .completion_tokens = static_cast<int32_t>(answer.tokens.size()),
-          .audio_ms = p_.audio_ms,
-          .kv_blocks_peak = blocks_peak_};
+  Usage usage{.prompt_tokens = PromptTokens(),
+              .cached_tokens = cached_tokens_,
+              .image_tokens =
+                  p_.image ? static_cast<int32_t>(p_.image->layout.tokens.size()) : 0,
+              .completion_tokens = static_cast<int32_t>(answer.tokens.size()),
+              .audio_ms = p_.audio_ms,
+              .kv_blocks_peak = blocks_peak_};
+  AddCost(clock_.cost(), usage);
+  return usage;
 }
 
 void GenerateJob::Finish(Answer& answer, FinishReason reason) {
   answer.done = true;
   answer.table.Clear();
+  if (reason != FinishReason::kCancelled && reason != FinishReason::kDeadline) {
+    // What the next answers are expected to come to: twice the average, which few exceed.
+    const int64_t twice = 2 * static_cast<int64_t>(answer.tokens.size());
+    int64_t& expected = model_.expected_tokens;
+    expected = expected == 0 ? twice : (7 * expected + twice) / 8;
+  }
   if (answer.points) SendPoints(answer, answer.points->Finish());
   queue_->Push(GenerateFinished{.index = answer.index,
                                 .reason = reason,
@@ -276,7 +413,7 @@ void GenerateJob::End(const absl::Status& status) {
     }
   }
   answers_.clear();
-  feature_buffer_.reset();
+  DropFeatures();
   p_.image.reset();
   p_.media.Reset();
   queue_->Push(StreamEnd{status});

@@ -4,10 +4,14 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "runtime/engine/engine.h"
 #include "runtime/engine/job.h"
+#include "runtime/kv_cache/block_cache.h"
+#include "runtime/kv_cache/content_hash.h"
+#include "runtime/kv_cache/encoder_cache.h"
 #include "runtime/media/molmo_image.h"
 #include "runtime/models/molmo_points.h"
 #include "runtime/sampling/sampler.h"
@@ -30,13 +34,17 @@ struct PreparedGenerate {
 
 class GenerateJob : public Job {
  public:
-  GenerateJob(LoadedModel& model, Backend& backend, PreparedGenerate prepared,
-              std::shared_ptr<GenerateQueue> queue);
+  // Hashes the picture and the prompt: not for the engine's thread. `tenant_salt` keeps tenants
+  // from finding each other's prompts in the cache.
+  GenerateJob(LoadedModel& model, PreparedGenerate prepared, std::shared_ptr<GenerateQueue> queue,
+              std::string_view tenant_salt);
+  ~GenerateJob() override;
 
   bool Cancelled() const override { return queue_->cancelled(); }
-  void Start(BlockAllocator& blocks) override;
-  Work Pending() const override;
-  void RunEncode(int32_t units, Workspace& workspace) override;
+  void Start(BlockAllocator& blocks, BlockCache& cache) override;
+  void Preempt() override;
+  JobWork Pending() const override;
+  void RunEncode(int32_t units, TensorView state, Workspace& workspace) override;
   void AddPrefill(int32_t tokens, StepBatch& batch) override;
   void AddDecode(StepBatch& batch) override;
   void OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) override;
@@ -49,6 +57,7 @@ class GenerateJob : public Job {
         : table(std::move(table)), decoder(tokenizer, /*skip_special=*/true) {}
     int32_t index = 0;  // of n
     BlockTable table;
+    int32_t computed = 0;  // tokens in its cache: the prompt and all answer tokens but the newest
     std::vector<int32_t> tokens;
     StreamDecoder decoder;
     std::string text;          // so far, the leading space stripped
@@ -57,6 +66,17 @@ class GenerateJob : public Job {
     bool started = false;      // text has begun
     bool done = false;
   };
+  // In the image slots' books.
+  EncoderCache::HolderId holder() const { return reinterpret_cast<intptr_t>(this); }
+  int32_t PromptTokens() const { return static_cast<int32_t>(p_.prompt.size()); }
+  BlockTable NewTable() const;
+  // The picture's vectors are needed from here on: in a slot of its own, or another's that has them.
+  bool WaitsForFeatures() const;
+  void DropFeatures();
+  // The answer, of those alive, that lacks cache for tokens it had before a preemption.
+  const Answer* Behind() const;
+  void KeepPrompt();
+  void Fork(std::vector<BlockCopy>& copies);
   void Sample(Answer& answer, std::span<const float> logits);
   // Takes new text in, sends what can no longer become part of a stop string; true: a stop string
   // came.
@@ -66,21 +86,26 @@ class GenerateJob : public Job {
   int32_t CountBlocks() const;
   Usage MakeUsage(const Answer& answer) const;
 
-  Backend& be_;
   PreparedGenerate p_;
   std::shared_ptr<GenerateQueue> queue_;
   Sampler sampler_;
   BlockAllocator* blocks_ = nullptr;
+  BlockCache* cache_ = nullptr;
 
-  std::unique_ptr<DeviceBuffer> feature_buffer_;
-  TensorView features_;                 // float32 [kept, hidden], crop order
+  ContentHash image_hash_;
+  std::vector<ContentHash> chain_;      // of the prompt's full blocks
+  std::vector<BlockId> matched_;        // scratch of Start
+  std::optional<EncoderCache::Lease> features_;
   std::vector<std::pair<int32_t, int32_t>> feature_at_;  // (position, row), by position
   std::vector<int32_t> kept_before_;    // features of crops [0, c)
   int32_t crops_done_ = 0;
-  int32_t computed_ = 0;                // prompt tokens
   int32_t prefilling_ = 0;              // tokens of the chunk in flight
-  std::vector<Answer> answers_;         // [1] until the prompt is computed, then [n]
+  Answer* chunk_of_ = nullptr;          // whose
+  bool forked_ = false;                 // all n answers have a table
+  bool announced_ = false;              // the reader has its Started
+  std::vector<Answer> answers_;         // [1] until the prompt is first computed, then [n]
   std::vector<int32_t> feature_rows_, feature_offsets_;  // scratch
+  int32_t cached_tokens_ = 0;           // of the prompt, at the first start
   int32_t blocks_peak_ = 0;
   bool ended_ = false;
 };

@@ -13,6 +13,7 @@
 #include "runtime/engine/loaded_model.h"
 #include "runtime/engine/request.h"
 #include "runtime/engine/step_batch.h"
+#include "runtime/kv_cache/block_cache.h"
 #include "runtime/models/workspace.h"
 #include "runtime/scheduler/scheduler.h"
 
@@ -46,7 +47,13 @@ class JobClock {
  public:
   using Clock = std::chrono::steady_clock;
   explicit JobClock(Clock::time_point submitted) : submitted_(submitted) {}
-  void Started() { started_ = Clock::now(); }
+  void Started() {
+    if (!started_) started_ = Clock::now();
+  }
+  void Predicted(int64_t us) { timing_.predicted_us = us; }
+  // What it has cost so far, as the scheduler charges it.
+  void Charged(const JobCost& cost) { cost_ = cost; }
+  const JobCost& cost() const { return cost_; }
   void FirstToken() {
     if (!first_token_) first_token_ = Clock::now();
   }
@@ -69,29 +76,29 @@ class JobClock {
   const Clock::time_point submitted_;
   std::optional<Clock::time_point> started_, first_token_;
   Timing timing_;
+  JobCost cost_;
 };
 
 class Job {
  public:
-  struct Work {
-    WorkKind kind = WorkKind::kNone;
-    int32_t amount = 0;
-  };
   virtual ~Job() = default;
 
   LoadedModel& model() const { return model_; }
   const JobSpec& spec() const { return spec_; }
-  void set_id(JobId id) { spec_.id = id; }
   const std::optional<Deadline>& deadline() const { return deadline_; }
   JobClock& clock() { return clock_; }
 
   virtual bool Cancelled() const = 0;  // nobody reads on
 
-  // Admitted: its reservation holds from here on.
-  virtual void Start(BlockAllocator& blocks) = 0;
+  // Admitted: its reservation holds from here on, until it ends or is preempted; then again.
+  virtual void Start(BlockAllocator& blocks, BlockCache& cache) = 0;
+  // Gives every block back. What has been computed from them will be computed again after the next
+  // Start, to the same bits; what the reader has, it has.
+  virtual void Preempt() = 0;
   // What it needs next; kNone: parked, or ended.
-  virtual Work Pending() const = 0;
-  virtual void RunEncode(int32_t units, Workspace& workspace) = 0;
+  virtual JobWork Pending() const = 0;
+  // `state`: the encoder slot, which keeps its content from one call to the next.
+  virtual void RunEncode(int32_t units, TensorView state, Workspace& workspace) = 0;
   virtual void AddPrefill(int32_t tokens, StepBatch& batch) = 0;
   virtual void AddDecode(StepBatch& batch) = 0;
   // After the forward pass that its AddPrefill or AddDecode went into. `logits` are the rows it asked
@@ -109,5 +116,13 @@ class Job {
   std::optional<Deadline> deadline_;
   JobClock clock_;
 };
+
+// The cost half of a request's Usage.
+inline void AddCost(const JobCost& cost, Usage& usage) {
+  usage.encode_device_us = cost.encode_ns / 1000;
+  usage.prefill_device_us = cost.prefill_ns / 1000;
+  usage.decode_device_us = cost.decode_ns / 1000;
+  usage.kv_block_ms = cost.block_ns / 1'000'000;
+}
 
 }  // namespace sensorium

@@ -87,6 +87,27 @@ size_t LoadedModel::WorkspaceBytes(int32_t tokens, int32_t crops) const {
   return std::max(molmo->vision->WorkspaceBytes(crops), molmo->llm->WorkspaceBytes(tokens));
 }
 
+// The most vectors a picture can have: every token of every crop and of the global one.
+int64_t LoadedModel::MaxFeatures() const {
+  return int64_t{1 + molmo->config.image.max_crops} * molmo->vision->config().tokens_per_crop();
+}
+
+size_t LoadedModel::FeatureSlotBytes() const {
+  const size_t bytes = sizeof(float) * MaxFeatures() * molmo->config.llm.hidden;
+  return (bytes + 63) / 64 * 64;
+}
+
+TensorView LoadedModel::FeatureSlot(int32_t slot) const {
+  return TensorView(feature_arena->data() + slot * FeatureSlotBytes(), DType::kFloat32,
+                    {MaxFeatures(), molmo->config.llm.hidden});
+}
+
+size_t LoadedModel::EncoderStateBytes() const {
+  if (!is_whisper()) return 0;  // a crop is one unit
+  const WhisperConfig& c = whisper->config();
+  return sizeof(float) * c.audio_positions * c.hidden;
+}
+
 absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(
     const std::string& name, const std::string& path, Backend& backend,
     const std::function<void(size_t, size_t)>& progress) {

@@ -9,6 +9,8 @@
 #include "absl/status/statusor.h"
 #include "runtime/backend/backend.h"
 #include "runtime/engine/request.h"
+#include "runtime/kv_cache/content_hash.h"
+#include "runtime/kv_cache/encoder_cache.h"
 #include "runtime/media/log_mel.h"
 #include "runtime/models/molmo.h"
 #include "runtime/models/whisper.h"
@@ -36,6 +38,21 @@ struct LoadedModel {
   KvCacheView cross_kv;  // block_size encoder positions a block
 
   KvCacheView self_kv;
+
+  // Image features: slots of the device, each for one picture's vectors, float32
+  // [max_features, hidden]. Taken at start; which slot holds what, feature_cache knows.
+  std::unique_ptr<DeviceBuffer> feature_arena;
+  std::optional<EncoderCache> feature_cache;  // engine thread only
+  int64_t MaxFeatures() const;                // REQUIRES: !is_whisper()
+  size_t FeatureSlotBytes() const;
+  TensorView FeatureSlot(int32_t slot) const;
+
+  int64_t expected_tokens = 0;  // of an answer, as they have been lately; engine thread only. 0: unknown
+  ContentHash cache_root;  // of everything that is cached of this model: secret, model
+
+  // Encode units are crops, or the stages of one audio window.
+  int32_t UnitsPerWindow() const { return whisper->encode_stages(); }
+  size_t EncoderStateBytes() const;  // what must survive between two stages
 
   bool is_whisper() const { return whisper != nullptr; }
   int32_t vocab_size() const {

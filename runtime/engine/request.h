@@ -54,6 +54,10 @@ struct Usage {
   int32_t completion_tokens = 0;
   int64_t audio_ms = 0;
   int32_t kv_blocks_peak = 0;
+  // What it cost: predicted time of the device at each of its steps, and KV blocks set aside for it
+  // times how long.
+  int64_t encode_device_us = 0, prefill_device_us = 0, decode_device_us = 0;
+  int64_t kv_block_ms = 0;  // blocks x milliseconds
 };
 
 struct Timing {

@@ -9,7 +9,7 @@
 namespace sensorium {
 
 TranscribeJob::TranscribeJob(LoadedModel& model, PreparedTranscribe prepared,
-                             std::shared_ptr<TranscribeQueue> queue,
+                             std::shared_ptr<TranscribeQueue> queue, std::string_view tenant_salt,
                              std::function<bool()> also_cancelled)
     : Job(model, prepared.request.deadline, prepared.submitted),
       p_(std::move(prepared)),
@@ -17,30 +17,57 @@ TranscribeJob::TranscribeJob(LoadedModel& model, PreparedTranscribe prepared,
       also_cancelled_(std::move(also_cancelled)) {
   const TranscribeOptions& o = p_.request.options;
   const WhisperConfig& c = model.whisper->config();
+  const int32_t cross_blocks =
+      BlockTable::BlocksFor(c.audio_positions, model.cross_kv.layout.block_size);
+  spec_.model = model.index;
+  spec_.priority = p_.request.priority;
   spec_.rows = std::max({1, o.beam_size, o.best_of});
-  spec_.blocks =
-      BlockTable::BlocksFor(c.audio_positions, model.cross_kv.layout.block_size) +
-      spec_.rows * BlockTable::BlocksFor(c.text_positions, model.self_kv.layout.block_size);
-  spec_.unit_cost = 4;  // an audio window against an image crop
+  spec_.max_context = c.text_positions;
+  spec_.fixed_blocks = cross_blocks;
+  spec_.cross_len = c.audio_positions;
+  const int64_t windows = std::max<int64_t>(
+      1, (p_.content_frames + c.window_frames() - 1) / c.window_frames());
+  spec_.encode_units = windows * model.UnitsPerWindow();
+  spec_.prefill_tokens = 4 * windows;  // start, language, task; what was said before comes on top
+  spec_.decode_tokens = windows * c.text_positions / 8;
   usage_.audio_ms = p_.audio_ms;
+  audio_hash_ = ContentHasher()
+                    .Update("audio window")
+                    .Update(std::span<const uint8_t>(model.cache_root.bytes))
+                    .Update(tenant_salt)
+                    .Update(std::span(reinterpret_cast<const uint8_t*>(p_.mel.data.data()),
+                                      p_.mel.data.size() * sizeof(float)))
+                    .Finish();
+  cross_slots_.resize(c.audio_positions);
+  matched_.reserve(cross_blocks);
 }
 
-void TranscribeJob::Start(BlockAllocator& blocks) {
+void TranscribeJob::Start(BlockAllocator& blocks, BlockCache& cache) {
   blocks_ = &blocks;
+  cache_ = &cache;
   clock_.Started();
-  const int32_t positions = model_.whisper->config().audio_positions;
-  cross_.emplace(blocks, model_.cross_kv.layout.block_size);
-  cross_->Grow(positions);
-  cross_slots_.resize(positions);
-  for (int32_t i = 0; i < positions; ++i) cross_slots_[i] = cross_->Slot(i);
-  rows_.emplace_back(blocks, model_.self_kv.layout.block_size);
-
-  if (model_.vocabulary->multilingual && !p_.language_id) {
-    phase_ = Phase::kEncodeForLanguage;
+  if (announced_) {  // after a preemption: the window from its beginning
+    BeginSearch();
+  } else if (model_.vocabulary->multilingual && !p_.language_id) {
+    // The recording's first window, real silence behind a short one: transcribe.py pads in samples
+    // for this and in mel for the windows themselves.
+    phase_ = Phase::kDetectLanguage;
+    prompt_ = {model_.vocabulary->sot};
+    computed_ = 0;
+    rows_.clear();
+    rows_.emplace_back(blocks, model_.self_kv.layout.block_size);
+    TakeWindow(0, model_.whisper->config().window_frames());
   } else {
     SetLanguage(p_.language_id, 1.0f);
     NextWindow();
   }
+}
+
+void TranscribeJob::Preempt() {
+  rows_.clear();
+  cross_.reset();
+  cross_begin_ = cross_size_ = -1;
+  prefilling_ = 0;
 }
 
 void TranscribeJob::SetLanguage(std::optional<int32_t> id, float probability) {
@@ -72,6 +99,7 @@ void TranscribeJob::SetLanguage(std::optional<int32_t> id, float probability) {
   options.text_context = c.text_positions;
   options.sample_len = o.max_tokens_per_window ? o.max_tokens_per_window : c.text_positions / 2;
   transcription_.emplace(vocabulary, *model_.tokenizer, options);
+  announced_ = true;
   queue_->Push(TranscribeStarted{.request_id = p_.request_id,
                                  .model = model_.name,
                                  .duration_ms = p_.audio_ms,
@@ -82,6 +110,7 @@ void TranscribeJob::SetLanguage(std::optional<int32_t> id, float probability) {
 void TranscribeJob::NextWindow() {
   window_ = transcription_->NextWindow();
   if (!window_) {
+    AddCost(clock_.cost(), usage_);
     queue_->Push(TranscribeFinished{.text = transcription_->Text(),
                                     .language = language_,
                                     .usage = usage_,
@@ -89,6 +118,11 @@ void TranscribeJob::NextWindow() {
     End(absl::OkStatus());
     return;
   }
+  BeginSearch();
+}
+
+// A new search over window_, from its prompt.
+void TranscribeJob::BeginSearch() {
   const TranscribeOptions& o = p_.request.options;
   WhisperWindowOptions options;
   options.beam_size = o.beam_size;
@@ -123,50 +157,73 @@ void TranscribeJob::NextWindow() {
   rows_.emplace_back(*blocks_, model_.self_kv.layout.block_size);
   prompt_ = decoder_->prompt();
   computed_ = 0;
-  phase_ = window_->seek == encoded_begin_ && window_->size == encoded_size_ ? Phase::kPrompt
-                                                                            : Phase::kEncode;
+  phase_ = Phase::kPrompt;
+  TakeWindow(window_->seek, window_->size);
 }
 
-Job::Work TranscribeJob::Pending() const {
+void TranscribeJob::TakeWindow(int64_t begin, int64_t size) {
+  if (begin == cross_begin_ && size == cross_size_) return;  // detection read the same frames
+  const int32_t positions = model_.whisper->config().audio_positions;
+  const int32_t block_size = model_.cross_kv.layout.block_size;
+  // A cached block is never written again: each window has blocks of its own.
+  cross_.emplace(*blocks_, block_size);
+  cross_begin_ = begin;
+  cross_size_ = size;
+  const ContentHash root = ContentHasher()
+                               .Update(std::span<const uint8_t>(audio_hash_.bytes))
+                               .Update(begin)
+                               .Update(size)
+                               .Finish();
+  window_chain_ = BlockChain(root, BlockTable::BlocksFor(positions, block_size));
+  matched_.clear();
+  cache_->Match(CacheClass::kEncoder, window_chain_, matched_);
+  stages_left_ = matched_.size() == window_chain_.size() ? 0 : model_.UnitsPerWindow();
+  if (stages_left_ == 0) {
+    cross_->Adopt(matched_);
+  } else {  // a part of a window is of no use
+    while (!matched_.empty()) {
+      blocks_->Release(matched_.back());
+      matched_.pop_back();
+    }
+    cross_->Grow(positions);
+  }
+  for (int32_t i = 0; i < positions; ++i) cross_slots_[i] = cross_->Slot(i);
+}
+
+JobWork TranscribeJob::Pending() const {
   if (ended_) return {};
+  const int32_t tables = static_cast<int32_t>(rows_.size());
+  if (stages_left_ > 0) {
+    // A window's segments are sent at its end: room for them is asked for at its beginning.
+    if (stages_left_ == model_.UnitsPerWindow() && !queue_->HasRoom()) return {};
+    return {WorkKind::kEncode, stages_left_, computed_, tables};
+  }
   switch (phase_) {
-    case Phase::kEncodeForLanguage:
-    case Phase::kEncode:
-      // A window's segments are sent at its end: room for them is asked for at its beginning.
-      return queue_->HasRoom() ? Work{WorkKind::kEncode, 1} : Work{};
     case Phase::kDetectLanguage:
     case Phase::kPrompt:
-      return {WorkKind::kPrefill, static_cast<int32_t>(prompt_.size()) - computed_};
+      return {WorkKind::kPrefill, static_cast<int32_t>(prompt_.size()) - computed_, computed_};
     case Phase::kDecode:
-      return {WorkKind::kDecode, static_cast<int32_t>(rows_.size())};
+      return {WorkKind::kDecode, tables, computed_, tables};
   }
   return {};
 }
 
-void TranscribeJob::EncodeWindow(int64_t begin, int64_t size, Workspace& workspace) {
+void TranscribeJob::RunEncode(int32_t units, TensorView state, Workspace& workspace) {
   const WhisperConfig& c = model_.whisper->config();
-  std::vector<float> window(static_cast<size_t>(c.window_frames()) * c.mels, 0.0f);
-  const int64_t frames = std::min({size, p_.mel.frames - begin, int64_t{c.window_frames()}});
-  std::copy_n(p_.mel.data.begin() + begin * c.mels, frames * c.mels, window.begin());
-  model_.whisper->Encode(window, model_.cross_kv, cross_slots_, workspace);
-  encoded_begin_ = begin;
-  encoded_size_ = size;
-}
-
-void TranscribeJob::RunEncode(int32_t, Workspace& workspace) {
-  const int64_t window = model_.whisper->config().window_frames();
-  if (phase_ == Phase::kEncodeForLanguage) {
-    // The recording's first window, real silence behind a short one: transcribe.py pads in samples
-    // for this and in mel for the windows themselves.
-    EncodeWindow(0, window, workspace);
-    rows_[0].Clear();
-    prompt_ = {model_.vocabulary->sot};
-    computed_ = 0;
-    phase_ = Phase::kDetectLanguage;
-    return;
+  const int32_t begin = model_.UnitsPerWindow() - stages_left_;
+  if (begin == 0) {
+    window_mel_.assign(static_cast<size_t>(c.window_frames()) * c.mels, 0.0f);
+    const int64_t frames =
+        std::min({cross_size_, p_.mel.frames - cross_begin_, int64_t{c.window_frames()}});
+    std::copy_n(p_.mel.data.begin() + cross_begin_ * c.mels, frames * c.mels, window_mel_.begin());
   }
-  EncodeWindow(window_->seek, window_->size, workspace);
-  phase_ = Phase::kPrompt;
+  const TensorView x(state.data(), DType::kFloat32, {c.audio_positions, c.hidden});
+  model_.whisper->EncodeStages(begin, begin + units, x, window_mel_, model_.cross_kv, cross_slots_,
+                               workspace);
+  stages_left_ -= units;
+  if (stages_left_ == 0) {
+    cache_->Insert(CacheClass::kEncoder, window_chain_, cross_->blocks());
+  }
 }
 
 void TranscribeJob::AddPrefill(int32_t tokens, StepBatch& batch) {
@@ -256,7 +313,6 @@ void TranscribeJob::OnForward(std::span<const float> logits, std::vector<BlockCo
       return;
     }
     clock_.FirstToken();
-    usage_.prompt_tokens += static_cast<int32_t>(prompt_.size());
     decoder_->Start(sot_logits_, last);
     phase_ = Phase::kDecode;
   }
@@ -269,6 +325,7 @@ void TranscribeJob::OnForward(std::span<const float> logits, std::vector<BlockCo
 
 void TranscribeJob::FinishWindow() {
   const WhisperWindowResult result = decoder_->Result();
+  usage_.prompt_tokens += static_cast<int32_t>(prompt_.size());
   usage_.completion_tokens += static_cast<int32_t>(result.tokens.size());
   const auto to_ms = [](double seconds) { return std::llround(seconds * 1000.0); };
   for (const WhisperSegment& s : transcription_->FinishWindow(result)) {

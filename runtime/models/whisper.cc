@@ -67,6 +67,8 @@ absl::StatusOr<std::unique_ptr<Whisper>> Whisper::Load(const WhisperConfig& conf
                .down = loader.Linear(ffn, {{layer + "fc2", d, true}})};
   };
 
+  m.position_ids_.resize(config.audio_positions);
+  std::iota(m.position_ids_.begin(), m.position_ids_.end(), 0);
   m.conv1_ = loader.Conv1d(root + "encoder.conv1", d, config.mels, 3);
   m.conv2_ = loader.Conv1d(root + "encoder.conv2", d, d, 3);
   m.audio_positions_ =
@@ -114,7 +116,6 @@ void Whisper::RunMlp(const Mlp& mlp, TensorView x, TensorView h, TensorView ffn)
 struct Whisper::EncodeScratch {
   TensorView mel;   // act [window_frames, mels]
   TensorView conv;  // act [window_frames, hidden]
-  TensorView x;     // float32 [audio_positions, hidden], the residual stream
   TensorView h;     // act [audio_positions, hidden]
   TensorView qkv;   // act [audio_positions, 3 hidden]; cross K and V use its first 2 hidden
   TensorView attn;  // act [audio_positions, hidden]
@@ -127,7 +128,6 @@ Whisper::EncodeScratch Whisper::LayEncode(Workspace& ws) const {
   const int64_t n = config_.audio_positions;
   return {.mel = ws.Take(act, {config_.window_frames(), config_.mels}),
           .conv = ws.Take(act, {config_.window_frames(), d}),
-          .x = ws.Take(DType::kFloat32, {n, d}),
           .h = ws.Take(act, {n, d}),
           .qkv = ws.Take(act, {n, 3 * d}),
           .attn = ws.Take(act, {n, d}),
@@ -136,6 +136,7 @@ Whisper::EncodeScratch Whisper::LayEncode(Workspace& ws) const {
 
 size_t Whisper::EncodeWorkspaceBytes() const {
   Workspace measure;
+  measure.Take(DType::kFloat32, {config_.audio_positions, config_.hidden});  // Encode's x
   LayEncode(measure);
   return measure.peak();
 }
@@ -143,40 +144,55 @@ size_t Whisper::EncodeWorkspaceBytes() const {
 void Whisper::Encode(std::span<const float> mel, const KvCacheView& cross_kv,
                      std::span<const int64_t> cross_slots, Workspace& ws,
                      const StageProbe* probe) const {
+  WorkspaceScope scope(ws);
+  const TensorView x = ws.Take(DType::kFloat32, {config_.audio_positions, config_.hidden});
+  EncodeStages(0, encode_stages(), x, mel, cross_kv, cross_slots, ws, probe);
+}
+
+void Whisper::EncodeStages(int32_t begin, int32_t end, TensorView x, std::span<const float> mel,
+                           const KvCacheView& cross_kv, std::span<const int64_t> cross_slots,
+                           Workspace& ws, const StageProbe* probe) const {
   const int64_t d = config_.hidden;
   const int64_t n = config_.audio_positions;
-  CHECK_EQ(static_cast<int64_t>(mel.size()), int64_t{config_.window_frames()} * config_.mels);
-  CHECK_EQ(static_cast<int64_t>(cross_slots.size()), n);
+  CHECK(0 <= begin && begin < end && end <= encode_stages()) << begin << " to " << end;
   WorkspaceScope scope(ws);
   const EncodeScratch s = LayEncode(ws);
+  int32_t stage = begin;
 
-  be_.CopyFromHost(s.mel, mel);
-  be_.Conv1d(s.conv, s.mel, *conv1_, /*seqs=*/1, /*kernel=*/3, /*stride=*/1, Activation::kGelu);
-  be_.Conv1d(s.x, s.conv, *conv2_, /*seqs=*/1, /*kernel=*/3, /*stride=*/2, Activation::kGelu);
-  std::vector<int32_t> positions(n);
-  std::iota(positions.begin(), positions.end(), 0);
-  be_.Embed(s.x, *audio_positions_, positions, /*add=*/true);
+  if (stage == 0) {
+    CHECK_EQ(static_cast<int64_t>(mel.size()), int64_t{config_.window_frames()} * config_.mels);
+    be_.CopyFromHost(s.mel, mel);
+    be_.Conv1d(s.conv, s.mel, *conv1_, /*seqs=*/1, /*kernel=*/3, /*stride=*/1, Activation::kGelu);
+    be_.Conv1d(x, s.conv, *conv2_, /*seqs=*/1, /*kernel=*/3, /*stride=*/2, Activation::kGelu);
+    be_.Embed(x, *audio_positions_, position_ids_, /*add=*/true);
+    ++stage;
+  }
 
   const int64_t heads = config_.encoder_heads;
   const float scale = 1.0f / std::sqrt(static_cast<float>(d / heads));
-  for (const EncoderLayer& layer : encoder_) {
-    be_.LayerNorm(s.h, s.x, layer.self.norm.weight.view(), layer.self.norm.bias.view(), kNormEps);
+  for (; stage < end && stage <= config_.encoder_layers; ++stage) {
+    const EncoderLayer& layer = encoder_[stage - 1];
+    be_.LayerNorm(s.h, x, layer.self.norm.weight.view(), layer.self.norm.bias.view(), kNormEps);
     be_.Linear(s.qkv, s.h, *layer.self.qkv);
     be_.EncoderAttention(s.attn.SplitColumns(heads), s.qkv.Columns(0, d).SplitColumns(heads),
                          s.qkv.Columns(d, 2 * d).SplitColumns(heads),
                          s.qkv.Columns(2 * d, 3 * d).SplitColumns(heads), /*seqs=*/1, scale);
-    be_.AddLinear(s.x, s.attn, *layer.self.out);
-    RunMlp(layer.mlp, s.x, s.h, s.ffn);
+    be_.AddLinear(x, s.attn, *layer.self.out);
+    RunMlp(layer.mlp, x, s.h, s.ffn);
   }
-  be_.LayerNorm(s.h, s.x, encoder_norm_.weight.view(), encoder_norm_.bias.view(), kNormEps);
-  if (probe) (*probe)("encoder", s.h);
+  if (stage == end) return;
 
-  // The decoder reads the window only through these: computed once, shared by every hypothesis.
+  // The decoder reads the window only through its layers' keys and values: computed once, shared by
+  // every hypothesis. The norm is cheap enough to be done anew where the stages were cut.
+  CHECK_EQ(static_cast<int64_t>(cross_slots.size()), n);
+  be_.LayerNorm(s.h, x, encoder_norm_.weight.view(), encoder_norm_.bias.view(), kNormEps);
+  if (probe) (*probe)("encoder", s.h);
   const int64_t decoder_heads = config_.decoder_heads;
   const TensorView kv = s.qkv.Columns(0, 2 * d);
-  for (size_t i = 0; i < decoder_.size(); ++i) {
+  for (; stage < end; ++stage) {
+    const int32_t i = stage - 1 - config_.encoder_layers;
     be_.Linear(kv, s.h, *decoder_[i].cross.kv);
-    be_.StoreKv(cross_kv, static_cast<int32_t>(i), kv.Columns(0, d).SplitColumns(decoder_heads),
+    be_.StoreKv(cross_kv, i, kv.Columns(0, d).SplitColumns(decoder_heads),
                 kv.Columns(d, 2 * d).SplitColumns(decoder_heads), cross_slots);
   }
 }

@@ -45,6 +45,17 @@ class Whisper {
               std::span<const int64_t> cross_slots, Workspace& workspace,
               const StageProbe* probe = nullptr) const;
 
+  // The same in stages, so that a scheduler can stop between two: the convolutions, one per encoder
+  // layer, one per decoder layer's cross-attention. Runs [begin, end); what lies between two calls
+  // is in `x` float32 [audio_positions, hidden] on the device, the caller's. `mel` is read by the
+  // first stage only, the cross slots by the last ones.
+  int32_t encode_stages() const {
+    return 1 + config_.encoder_layers + config_.decoder_layers;
+  }
+  void EncodeStages(int32_t begin, int32_t end, TensorView x, std::span<const float> mel,
+                    const KvCacheView& cross_kv, std::span<const int64_t> cross_slots,
+                    Workspace& workspace, const StageProbe* probe = nullptr) const;
+
   // Decodes a ragged batch; `cross` names the same sequences with their window's blocks. Writes
   // logits float32 [batch.logit_rows, vocab].
   void Forward(TensorView logits, const DecoderBatch& batch, const KvCacheView& self_kv,
@@ -82,6 +93,7 @@ class Whisper {
 
   const WhisperConfig config_;
   Backend& be_;
+  std::vector<int32_t> position_ids_;  // [audio_positions] 0, 1, ...
   std::unique_ptr<LinearWeight> conv1_, conv2_;
   std::unique_ptr<TableWeight> audio_positions_, text_positions_, embedding_;
   std::vector<EncoderLayer> encoder_;

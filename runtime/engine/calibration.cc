@@ -1,0 +1,189 @@
+#include "runtime/engine/calibration.h"
+
+#include <algorithm>
+#include <chrono>
+
+#include "runtime/engine/step_batch.h"
+
+namespace sensorium {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr double kGuessFlops = 50e9;
+
+int64_t Ps(double flops) { return std::max<int64_t>(1, static_cast<int64_t>(flops / kGuessFlops * 1e12)); }
+
+Prices GuessMolmo(const Molmo& molmo) {
+  const LlmConfig& c = molmo.config.llm;
+  const VisionConfig& v = molmo.config.vision;
+  const double width = double{1.0} * c.hidden;
+  const double attention = width * c.head_dim * (c.heads + c.kv_heads) * 2;
+  const double mlp = 3.0 * width * c.ffn * std::max(1, c.experts_per_token);
+  const double token = 2 * c.layers * (attention + mlp);
+  const double head = 2.0 * width * c.embedding_rows;
+  const double vit = 2.0 * v.layers * v.positions() *
+                     (4.0 * v.width * v.width + 2.0 * v.width * v.mlp_dim);
+  return {.encode_unit_ps = Ps(vit),
+          .forward_ps = Ps(token),
+          .prefill_token_ps = Ps(token),
+          .prefill_context_ps = Ps(4.0 * c.layers * c.heads * c.head_dim),
+          .decode_row_ps = Ps(token + head),
+          .decode_context_ps = Ps(4.0 * c.layers * c.heads * c.head_dim),
+          .cross_position_ps = 0};
+}
+
+Prices GuessWhisper(const WhisperConfig& c, int32_t stages) {
+  const double d = c.hidden;
+  const double encoder = 2.0 * c.encoder_layers * c.audio_positions *
+                         (4 * d * d + 2 * d * c.encoder_ffn + 2.0 * c.audio_positions * d);
+  const double token = 2.0 * c.decoder_layers * (6 * d * d + 2 * d * c.decoder_ffn);
+  const double context = 4.0 * c.decoder_layers * d;
+  return {.encode_unit_ps = Ps(encoder / stages),
+          .forward_ps = Ps(token),
+          .prefill_token_ps = Ps(token),
+          .prefill_context_ps = Ps(context),
+          .decode_row_ps = Ps(token + 2 * d * c.vocab),
+          .decode_context_ps = Ps(context),
+          .cross_position_ps = Ps(context)};
+}
+
+// Runs bodies and keeps what they took, until the time is up.
+class Stopwatch {
+ public:
+  explicit Stopwatch(int64_t limit_ms)
+      : end_(Clock::now() + std::chrono::milliseconds(limit_ms)) {}
+  bool over() const { return Clock::now() >= end_; }
+  template <typename Body>
+  void Measure(const Work& work, const Body& body) {
+    if (over()) return;
+    body();  // pages, caches and clocks come up
+    if (over()) return;
+    for (int run = 0; run < 2 && !over(); ++run) {
+      const Clock::time_point start = Clock::now();
+      body();
+      samples_.push_back(
+          {work, std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count()});
+    }
+  }
+  std::vector<Sample> Take() { return std::move(samples_); }
+
+ private:
+  const Clock::time_point end_;
+  std::vector<Sample> samples_;
+};
+
+void MeasureEncoder(LoadedModel& model, const CalibrationSpace& space, Stopwatch& watch) {
+  if (model.is_whisper()) {
+    const WhisperConfig& c = model.whisper->config();
+    const int32_t block_size = model.cross_kv.layout.block_size;
+    const int32_t need = BlockTable::BlocksFor(c.audio_positions, block_size);
+    if (!space.blocks.Reserve(need)) return;
+    {
+      BlockTable table(space.blocks, block_size, need);
+      table.Grow(c.audio_positions);
+      std::vector<int64_t> slots(c.audio_positions);
+      for (int32_t i = 0; i < c.audio_positions; ++i) slots[i] = table.Slot(i);
+      const std::vector<float> mel(static_cast<size_t>(c.window_frames()) * c.mels, 0.1f);
+      const TensorView x(space.encoder_state, DType::kFloat32, {c.audio_positions, c.hidden});
+      const int32_t stages = model.UnitsPerWindow();
+      watch.Measure({.encode_units = stages}, [&] {
+        model.whisper->EncodeStages(0, stages, x, mel, model.cross_kv, slots, space.workspace);
+      });
+    }
+    space.blocks.Unreserve(need);
+    return;
+  }
+  const VisionConfig& v = model.molmo->vision->config();
+  const std::vector<float> pixels(static_cast<size_t>(v.patches()) * v.patch_dim, 0.1f);
+  const std::vector<float> masks(v.patches(), 1.0f);
+  const std::vector<int32_t> index(v.tokens_per_crop(), 0);
+  watch.Measure({.encode_units = 1}, [&] {
+    model.molmo->vision->Encode(model.FeatureSlot(0).Rows(0, v.tokens_per_crop()), pixels, masks,
+                                index, space.workspace);
+  });
+}
+
+// A pass over `rows` sequences of `tokens` new tokens behind `context` cached ones.
+void MeasureForward(LoadedModel& model, const CalibrationSpace& space, int32_t rows, int32_t tokens,
+                    int32_t context, Stopwatch& watch) {
+  const int32_t block_size = model.self_kv.layout.block_size;
+  const int32_t per_row = BlockTable::BlocksFor(context + tokens, block_size);
+  int32_t cross_len = 0, cross_blocks = 0;
+  if (model.is_whisper()) {
+    cross_len = model.whisper->config().audio_positions;
+    cross_blocks = BlockTable::BlocksFor(cross_len, model.cross_kv.layout.block_size);
+  }
+  const int32_t need = rows * per_row + cross_blocks;
+  if (context + tokens > model.max_positions() || rows * tokens > space.max_batch_tokens ||
+      rows > space.max_logit_rows || !space.blocks.Reserve(need)) {
+    return;
+  }
+  {
+    std::vector<BlockTable> tables;
+    for (int32_t r = 0; r < rows; ++r) {
+      tables.emplace_back(space.blocks, block_size, per_row);
+      tables.back().Grow(context + tokens);
+    }
+    BlockTable cross(space.blocks, model.is_whisper() ? model.cross_kv.layout.block_size : 16);
+    cross.Grow(cross_len);
+    const std::vector<int32_t> ids(tokens, 0);
+    const int32_t last = tokens - 1;
+    StepBatch batch;
+    for (const BlockTable& table : tables) {
+      batch.Add({.tokens = ids,
+                 .first_position = context,
+                 .self = &table,
+                 .cross = model.is_whisper() ? &cross : nullptr,
+                 .cross_len = cross_len,
+                 .wanted = tokens == 1 ? std::span(&last, 1) : std::span<const int32_t>(),
+                 .features = {},
+                 .feature_rows = {},
+                 .feature_offsets = {}});
+    }
+    const int64_t n = int64_t{rows} * tokens, from = context, t = tokens;
+    Work work{.forwards = 1, .cross_positions = n * cross_len};
+    if (tokens == 1) {
+      work.decode_rows = rows;
+      work.decode_context = rows * (from + 1);
+    } else {
+      work.prefill_tokens = n;
+      work.prefill_context = rows * (t * from + t * (t + 1) / 2);
+    }
+    const TensorView logits(space.logits, DType::kFloat32,
+                            {batch.logit_rows(), model.vocab_size()});
+    watch.Measure(work, [&] {
+      if (model.is_whisper()) {
+        model.whisper->Forward(logits, batch.Decoder(), model.self_kv, batch.Cross(),
+                               model.cross_kv, space.workspace);
+      } else {
+        model.molmo->llm->Forward(logits, batch.Decoder(), {}, model.self_kv, space.workspace);
+      }
+    });
+  }
+  space.blocks.Unreserve(need);
+}
+
+}  // namespace
+
+Prices GuessPrices(const LoadedModel& model) {
+  return model.is_whisper() ? GuessWhisper(model.whisper->config(), model.UnitsPerWindow())
+                            : GuessMolmo(*model.molmo);
+}
+
+std::vector<Sample> MeasureModel(LoadedModel& model, const CalibrationSpace& space,
+                                 int64_t limit_ms) {
+  Stopwatch watch(limit_ms);
+  MeasureForward(model, space, 1, 1, 16, watch);
+  MeasureEncoder(model, space, watch);
+  MeasureForward(model, space, 1, 32, 0, watch);
+  MeasureForward(model, space, 8, 1, 16, watch);
+  MeasureForward(model, space, 1, 128, 0, watch);
+  MeasureForward(model, space, 4, 1, 240, watch);
+  MeasureForward(model, space, 1, 32, 240, watch);
+  MeasureForward(model, space, 16, 1, 100, watch);
+  return watch.Take();
+}
+
+}  // namespace sensorium

@@ -1,0 +1,504 @@
+#include "runtime/engine/step_loop.h"
+
+#include <algorithm>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "runtime/base/check.h"
+#include "runtime/base/status_macros.h"
+#include "runtime/engine/calibration.h"
+#include "runtime/scheduler/trace.h"
+#include "spdlog/spdlog.h"
+
+namespace sensorium {
+
+namespace {
+
+using Clock = StepLoop::Clock;
+
+int64_t NanosSince(Clock::time_point start) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
+}
+
+// 32 random bytes: nobody outside can compute what the caches call a prompt.
+ContentHash RandomSecret() {
+  ContentHash secret;
+  std::random_device random;
+  for (uint8_t& byte : secret.bytes) byte = static_cast<uint8_t>(random());
+  return secret;
+}
+
+}  // namespace
+
+void StepLoop::Waker::Wake() {
+  {
+    std::lock_guard lock(mu_);
+    rung_ = true;
+  }
+  bell_.notify_one();
+}
+
+void StepLoop::Waker::Wait(const std::optional<Deadline>& until) {
+  std::unique_lock lock(mu_);
+  const auto rung = [&] { return rung_; };
+  if (until) {
+    bell_.wait_until(lock, *until, rung);
+  } else {
+    bell_.wait(lock, rung);
+  }
+  rung_ = false;
+}
+
+std::function<void()> StepLoop::WakeFunction() const {
+  return [waker = waker_] { waker->Wake(); };
+}
+
+// ---- Memory -------------------------------------------------------------------------------------------
+
+absl::StatusOr<std::unique_ptr<StepLoop>> StepLoop::Create(
+    const EngineConfig& config, std::vector<TenantOptions> tenants, Backend& backend,
+    std::span<const std::unique_ptr<LoadedModel>> models) {
+  std::unique_ptr<StepLoop> loop(new StepLoop(config, backend, models));
+  RETURN_IF_ERROR(loop->TakeMemory(std::move(tenants)));
+  return loop;
+}
+
+// One arena of equal blocks for every kind of KV. The kind with the widest tokens gets block_tokens
+// of them in a block; the others as many (in sixteens) as fit.
+absl::Status StepLoop::TakeBlocks() {
+  if (config_.block_tokens < 16 || config_.block_tokens % 16 != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("block_tokens is ", config_.block_tokens,
+                                                   ", expected a multiple of 16"));
+  }
+  std::vector<std::pair<KvCacheView*, KvLayout>> kinds;
+  for (const auto& model : models_) {
+    kinds.push_back({&model->self_kv, model->SelfLayout()});
+    if (model->is_whisper()) kinds.push_back({&model->cross_kv, model->CrossLayout()});
+  }
+  for (auto& [view, layout] : kinds) {
+    layout.block_size = config_.block_tokens;
+    block_bytes_ = std::max(block_bytes_, be_.KvBlockBytes(layout));
+  }
+  const int64_t num_blocks = static_cast<int64_t>(config_.kv_cache_bytes / block_bytes_);
+  if (num_blocks < 1 || num_blocks > INT32_MAX) {
+    return absl::InvalidArgumentError(absl::StrCat("kv_cache_bytes is ", config_.kv_cache_bytes,
+                                                   "; one block takes ", block_bytes_));
+  }
+  ASSIGN_OR_RETURN(arena_, be_.Allocate(num_blocks * block_bytes_));
+  for (auto& [view, layout] : kinds) {
+    while (true) {
+      KvLayout larger = layout;
+      larger.block_size += 16;
+      if (be_.KvBlockBytes(larger) > block_bytes_) break;
+      layout = larger;
+    }
+    *view = {.arena = arena_->data(),
+             .block_stride_bytes = block_bytes_,
+             .num_blocks = static_cast<int32_t>(num_blocks),
+             .layout = layout};
+  }
+  blocks_ = std::make_unique<BlockAllocator>(static_cast<int32_t>(num_blocks));
+  cache_ = std::make_unique<BlockCache>(
+      BlockCacheOptions{
+          .max_idle_prefix_blocks = config_.prefix_cache ? blocks_->total() : 0,
+          .max_idle_encoder_blocks = static_cast<int32_t>(std::min<size_t>(
+              config_.encoder_cache_bytes / block_bytes_, static_cast<size_t>(num_blocks)))},
+      *blocks_);
+  return absl::OkStatus();
+}
+
+// Image features, and what encoders keep between two stages.
+absl::Status StepLoop::TakeSlots() {
+  if (config_.encoder_slots < 1 || config_.image_slots < 1) {
+    return absl::InvalidArgumentError(absl::StrCat("encoder_slots is ", config_.encoder_slots,
+                                                   " and image_slots ", config_.image_slots,
+                                                   "; each must be at least 1"));
+  }
+  const ContentHash secret = RandomSecret();
+  for (const auto& model : models_) {
+    model->cache_root = ContentHasher()
+                            .Update(std::span<const uint8_t>(secret.bytes))
+                            .Update(model->name)
+                            .Finish();
+    state_bytes_ = std::max(state_bytes_, (model->EncoderStateBytes() + 63) / 64 * 64);
+    if (model->is_whisper()) continue;
+    ASSIGN_OR_RETURN(model->feature_arena,
+                     be_.Allocate(config_.image_slots * model->FeatureSlotBytes()));
+    model->feature_cache.emplace(config_.image_slots, config_.max_batch_seqs + config_.max_waiting);
+  }
+  if (state_bytes_ > 0) {
+    ASSIGN_OR_RETURN(state_buffer_, be_.Allocate(config_.encoder_slots * state_bytes_));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
+  RETURN_IF_ERROR(TakeBlocks());
+  RETURN_IF_ERROR(TakeSlots());
+  size_t workspace_bytes = 0;
+  int32_t vocab = 0;
+  for (const auto& model : models_) {
+    workspace_bytes =
+        std::max(workspace_bytes,
+                 model->WorkspaceBytes(config_.max_batch_tokens, config_.max_encode_units));
+    vocab = std::max(vocab, model->vocab_size());
+  }
+  ASSIGN_OR_RETURN(workspace_buffer_, be_.Allocate(workspace_bytes));
+  workspace_ = Workspace(workspace_buffer_->data(), workspace_bytes);
+  // A decode row asks for one row of logits, the end of a prompt for two at most.
+  max_logit_rows_ = 2 * config_.max_batch_seqs;
+  ASSIGN_OR_RETURN(logits_buffer_, be_.Allocate(sizeof(float) * max_logit_rows_ * vocab));
+
+  SchedulerOptions options{.models = {},
+                           .tenants = std::move(tenants),
+                           .max_batch_tokens = config_.max_batch_tokens,
+                           .max_batch_seqs = config_.max_batch_seqs,
+                           .max_waiting = config_.max_waiting,
+                           .encoder_slots = config_.encoder_slots,
+                           .target_step_us = config_.target_step_us,
+                           .starvation_us = config_.starvation_us,
+                           .optimistic = config_.optimistic_admission,
+                           .chaos_seed = config_.chaos_seed};
+  steps_.resize(models_.size());
+  for (size_t m = 0; m < models_.size(); ++m) {
+    const LoadedModel& model = *models_[m];
+    steps_[m].host_logits.resize(static_cast<size_t>(max_logit_rows_) * model.vocab_size());
+    costs_.emplace_back(GuessPrices(model));
+  }
+  if (config_.calibrate) Calibrate();
+  for (size_t m = 0; m < models_.size(); ++m) {
+    const LoadedModel& model = *models_[m];
+    options.models.push_back(
+        {.block_size = model.self_kv.layout.block_size,
+         // A window's stages may all be run in one call; crops share the workspace.
+         .max_encode_units =
+             model.is_whisper() ? model.UnitsPerWindow() : config_.max_encode_units,
+         .feature_slots = model.is_whisper() ? 0 : config_.image_slots,
+         .prices = costs_[m].prices()});
+  }
+  if (!config_.trace_path.empty()) {
+    ASSIGN_OR_RETURN(trace_, TraceWriter::Open(config_.trace_path, options, blocks_->total()));
+  }
+  scheduler_ = std::make_unique<Scheduler>(options, *blocks_, trace_.get());
+  stats_.blocks_total = blocks_->total();
+  spdlog::info("{}: {} KV blocks of {} KiB, workspace {} MiB", be_.description(), blocks_->total(),
+               block_bytes_ >> 10, workspace_bytes >> 20);
+  return absl::OkStatus();
+}
+
+void StepLoop::Calibrate() {
+  for (size_t m = 0; m < models_.size(); ++m) {
+    const Clock::time_point start = Clock::now();
+    const std::vector<Sample> samples = MeasureModel(
+        *models_[m], {.workspace = workspace_,
+                           .logits = logits_buffer_->data(),
+                           .encoder_state = state_buffer_ ? state_buffer_->data() : nullptr,
+                           .blocks = *blocks_,
+                           .max_batch_tokens = config_.max_batch_tokens,
+                           .max_logit_rows = max_logit_rows_});
+    costs_[m].Fit(samples);
+    const Prices& p = costs_[m].prices();
+    spdlog::info(
+        "{}: measured in {:.2f} s: pass {:.2f} ms, prefill {:.1f} us a token, decode {:.1f} us a "
+        "row, encode {:.2f} ms a {}",
+        models_[m]->name, static_cast<double>(NanosSince(start)) / 1e9,
+        static_cast<double>(p.forward_ps) / 1e9, static_cast<double>(p.prefill_token_ps) / 1e6,
+        static_cast<double>(p.decode_row_ps) / 1e6, static_cast<double>(p.encode_unit_ps) / 1e9,
+        models_[m]->is_whisper() ? "stage" : "crop");
+  }
+}
+
+// ---- The thread ---------------------------------------------------------------------------------------
+
+void StepLoop::Start() {
+  thread_ = std::thread([this] { Run(); });
+}
+
+StepLoop::~StepLoop() {
+  if (thread_.joinable()) {
+    {
+      std::lock_guard lock(mu_);
+      stopping_ = cancel_all_ = true;
+    }
+    waker_->Wake();
+    thread_.join();
+  }
+  jobs_.clear();
+}
+
+void StepLoop::Submit(std::unique_ptr<Job> job, int32_t tenant, Ticket ticket) {
+  {
+    std::lock_guard lock(mu_);
+    submitted_.push_back({std::move(job), tenant, std::move(ticket)});
+  }
+  waker_->Wake();
+}
+
+void StepLoop::CancelAll() {
+  {
+    std::lock_guard lock(mu_);
+    cancel_all_ = true;
+  }
+  waker_->Wake();
+}
+
+int64_t StepLoop::Now() const {
+  return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start_).count();
+}
+
+void StepLoop::Run() {
+  while (true) {
+    bool worked = false;
+    try {
+      TakeSubmissions();
+      EndCancelled();
+      worked = Step();
+    } catch (const std::exception& e) {  // the device broke: nothing more can be computed
+      spdlog::critical("the device failed: {}", e.what());
+      FailAll(absl::UnavailableError(absl::StrCat("the device failed: ", e.what())));
+    }
+    Reap();
+    PublishStats();
+    if (worked) continue;
+    {
+      std::lock_guard lock(mu_);
+      if (stopping_ && submitted_.empty()) return;
+    }
+    // Parked jobs have deadlines too.
+    std::optional<Deadline> earliest;
+    for (const auto& [id, running] : jobs_) {
+      const auto& deadline = running.job->deadline();
+      if (deadline && (!earliest || *deadline < *earliest)) earliest = *deadline;
+    }
+    waker_->Wait(earliest);
+  }
+}
+
+void StepLoop::TakeSubmissions() {
+  std::vector<Submitted> taken;
+  {
+    std::lock_guard lock(mu_);
+    taken.swap(submitted_);
+  }
+  for (Submitted& s : taken) {
+    if (s.job->Cancelled()) {
+      s.job->End(absl::CancelledError("cancelled by the client"));
+      continue;
+    }
+    JobSpec spec = s.job->spec();
+    spec.tenant = s.tenant;
+    const int64_t now = Now();
+    if (s.job->deadline()) {
+      spec.deadline_us = std::chrono::duration_cast<std::chrono::microseconds>(
+                             *s.job->deadline() - start_)
+                             .count();
+    }
+    const int64_t expected = models_[spec.model]->expected_tokens;
+    if (expected > 0 && !models_[spec.model]->is_whisper()) {
+      spec.decode_tokens = std::min(spec.decode_tokens, expected);
+    }
+    spec.expected_context = spec.prefill_tokens + spec.decode_tokens;
+    s.job->clock().Predicted(scheduler_->Predict(spec).end_us);
+    const absl::StatusOr<JobId> id = scheduler_->Add(spec, now);
+    if (!id.ok()) {
+      s.job->End(id.status());
+      continue;
+    }
+    jobs_[*id] = {.job = std::move(s.job), .ticket = std::move(s.ticket)};
+  }
+}
+
+void StepLoop::EndCancelled() {
+  bool cancel_all;
+  {
+    std::lock_guard lock(mu_);
+    cancel_all = cancel_all_;
+  }
+  const Clock::time_point now = Clock::now();
+  for (auto& [id, running] : jobs_) {
+    Job& job = *running.job;
+    if (job.Ended()) continue;
+    if (cancel_all) {
+      job.End(absl::UnavailableError("the server is shutting down"));
+    } else if (job.Cancelled()) {
+      job.End(absl::CancelledError("cancelled by the client"));
+    } else if (job.deadline() && *job.deadline() <= now) {
+      job.End(absl::DeadlineExceededError("the deadline passed"));
+    }
+  }
+  Reap();
+}
+
+bool StepLoop::Step() {
+  const int64_t now = Now();
+  for (const JobId id : scheduler_->Admit(now)) {
+    Running& running = jobs_.at(id);
+    running.admitted = true;
+    running.job->Start(*blocks_, *cache_);
+  }
+  for (auto& [id, running] : jobs_) {
+    if (running.admitted) TellWork(id, *running.job);
+  }
+  const StepPlan& plan = scheduler_->Schedule(now, [&](JobId id) {
+    Running& running = jobs_.at(id);
+    running.job->Preempt();
+    running.admitted = false;
+  });
+  if (plan.items.empty()) return false;
+  ++num_steps_;
+
+  const Clock::time_point start = Clock::now();
+  for (ModelStep& step : steps_) {
+    step.batch.Clear();
+    step.entries.clear();
+    step.work = {};
+  }
+  for (const PlanItem& item : plan.items) {
+    Job& job = *jobs_.at(item.job).job;
+    if (item.kind == WorkKind::kEncode) {
+      Encode(item, job);
+    } else {
+      AddToBatch(item, job);
+    }
+  }
+  const int32_t num_models = static_cast<int32_t>(models_.size());
+  for (int32_t m = 0; m < num_models; ++m) {
+    if (!steps_[m].batch.empty()) Forward(m);
+  }
+  scheduler_->Commit(NanosSince(start) / 1000);
+  for (int32_t m = 0; m < num_models; ++m) Publish(m);
+  return true;
+}
+
+void StepLoop::Encode(const PlanItem& item, Job& job) {
+  const Clock::time_point start = Clock::now();
+  const TensorView state =
+      state_buffer_ ? TensorView(state_buffer_->data() + item.encoder_slot * state_bytes_,
+                                 DType::kFloat32,
+                                 {static_cast<int64_t>(state_bytes_ / sizeof(float))})
+                    : TensorView();
+  job.RunEncode(item.amount, state, workspace_);
+  const int64_t ns = NanosSince(start);
+  job.clock().Add(WorkKind::kEncode, ns / 1000);
+  Observe(job.model().index, {.encode_units = item.amount}, ns);
+}
+
+void StepLoop::AddToBatch(const PlanItem& item, Job& job) {
+  ModelStep& step = steps_[job.model().index];
+  step.entries.push_back({.id = item.job,
+                          .job = &job,
+                          .kind = item.kind,
+                          .first_row = step.batch.logit_rows()});
+  const JobWork work = job.Pending();
+  const int64_t n = item.amount, cross = job.spec().cross_len;
+  step.work.forwards = 1;
+  step.work.cross_positions += n * cross;
+  if (item.kind == WorkKind::kPrefill) {
+    step.work.prefill_tokens += n;
+    step.work.prefill_context += n * work.context + n * (n + 1) / 2;
+    job.AddPrefill(item.amount, step.batch);
+  } else {
+    step.work.decode_rows += n;
+    step.work.decode_context += n * (work.context + 1);
+    job.AddDecode(step.batch);
+  }
+}
+
+void StepLoop::Forward(int32_t m) {
+  const Clock::time_point start = Clock::now();
+  LoadedModel& model = *models_[m];
+  ModelStep& step = steps_[m];
+  const int32_t rows = step.batch.logit_rows();
+  CHECK_LE(rows, max_logit_rows_);
+  const TensorView logits(logits_buffer_->data(), DType::kFloat32, {rows, model.vocab_size()});
+  if (model.is_whisper()) {
+    model.whisper->Forward(logits, step.batch.Decoder(), model.self_kv, step.batch.Cross(),
+                           model.cross_kv, workspace_);
+  } else {
+    model.molmo->llm->Forward(logits, step.batch.Decoder(), step.batch.FeatureAdds(),
+                              model.self_kv, workspace_);
+  }
+  if (rows > 0) {
+    be_.CopyToHost(std::span(step.host_logits).first(static_cast<size_t>(rows) *
+                                                     model.vocab_size()),
+                   logits);
+  }
+  const int64_t ns = NanosSince(start);
+  for (const auto& entry : step.entries) entry.job->clock().Add(entry.kind, ns / 1000);
+  Observe(m, step.work, ns);
+}
+
+// Sampling and what comes of it. The step is charged by now, so that an answer that ends here knows
+// its whole cost.
+void StepLoop::Publish(int32_t m) {
+  ModelStep& step = steps_[m];
+  const size_t vocab = static_cast<size_t>(models_[m]->vocab_size());
+  for (size_t i = 0; i < step.entries.size(); ++i) {
+    const auto& entry = step.entries[i];
+    const int32_t end = i + 1 < step.entries.size() ? step.entries[i + 1].first_row
+                                                    : step.batch.logit_rows();
+    entry.job->clock().Charged(scheduler_->cost(entry.id));
+    entry.job->OnForward(
+        std::span<const float>(step.host_logits)
+            .subspan(static_cast<size_t>(entry.first_row) * vocab,
+                     static_cast<size_t>(end - entry.first_row) * vocab),
+        copies_);
+  }
+  // Before any table grows, while the sources still hold what the forks are to have.
+  for (const BlockCopy& copy : copies_) be_.CopyKvBlock(models_[m]->self_kv, copy.to, copy.from);
+  copies_.clear();
+}
+
+void StepLoop::Observe(int32_t m, const Work& work, int64_t ns) {
+  costs_[m].Observe(work, ns);
+  scheduler_->SetPrices(m, costs_[m].prices());
+}
+
+void StepLoop::Reap() {
+  for (auto it = jobs_.begin(); it != jobs_.end();) {
+    if (it->second.job->Ended()) {
+      scheduler_->Remove(it->first);
+      it = jobs_.erase(it);
+    } else {
+      ++it;
+    }
+  }
+}
+
+void StepLoop::FailAll(const absl::Status& status) {
+  {
+    std::lock_guard lock(mu_);
+    stats_.broken = true;
+  }
+  for (auto& [id, running] : jobs_) running.job->End(status);
+}
+
+void StepLoop::PublishStats() {
+  scheduler_->CheckInvariants();
+  const BlockCacheStats prefix = cache_->stats(CacheClass::kPrefix);
+  const BlockCacheStats audio = cache_->stats(CacheClass::kEncoder);
+  std::lock_guard lock(mu_);
+  stats_.blocks_used = blocks_->used();
+  stats_.blocks_reserved = blocks_->reserved();
+  stats_.requests_running = scheduler_->running();
+  stats_.requests_waiting = scheduler_->waiting();
+  stats_.steps = num_steps_;
+  stats_.preemptions = scheduler_->preemptions();
+  stats_.prefix_hit_blocks = prefix.hits;
+  stats_.prefix_miss_blocks = prefix.misses;
+  stats_.audio_hit_blocks = audio.hits;
+  stats_.audio_miss_blocks = audio.misses;
+  stats_.image_hits = stats_.image_misses = 0;
+  for (const auto& model : models_) {
+    if (!model->feature_cache) continue;
+    stats_.image_hits += model->feature_cache->stats().hits;
+    stats_.image_misses += model->feature_cache->stats().misses;
+  }
+}
+
+EngineStats StepLoop::Stats() const {
+  std::lock_guard lock(mu_);
+  return stats_;
+}
+
+}  // namespace sensorium

@@ -1,0 +1,142 @@
+// The engine's thread: owns every job, KV block, cache and byte of the device, and runs
+// plan -> batch -> forward -> sample -> publish. All device memory is taken before it starts.
+#pragma once
+
+#include <condition_variable>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "runtime/backend/backend.h"
+#include "runtime/engine/engine.h"
+#include "runtime/engine/job.h"
+#include "runtime/engine/loaded_model.h"
+#include "runtime/engine/step_batch.h"
+#include "runtime/kv_cache/block_allocator.h"
+#include "runtime/kv_cache/block_cache.h"
+#include "runtime/models/workspace.h"
+#include "runtime/scheduler/cost_model.h"
+#include "runtime/scheduler/scheduler.h"
+
+namespace sensorium {
+
+class StepLoop {
+ public:
+  using Clock = std::chrono::steady_clock;
+  // Kept while its job lives; what it is, is its maker's business.
+  using Ticket = std::shared_ptr<const void>;
+
+  // Takes the arena, the workspaces and the slots, measures the models. INVALID_ARGUMENT names the
+  // config key, RESOURCE_EXHAUSTED both numbers. The models' KV views and caches are set up;
+  // `models` and `backend` outlive the loop.
+  static absl::StatusOr<std::unique_ptr<StepLoop>> Create(
+      const EngineConfig& config, std::vector<TenantOptions> tenants, Backend& backend,
+      std::span<const std::unique_ptr<LoadedModel>> models);
+  ~StepLoop();  // ends what is left and joins
+
+  void Start();  // the thread
+  // Thread-safe, all below. A job's refusal reaches its reader as its end.
+  void Submit(std::unique_ptr<Job> job, int32_t tenant, Ticket ticket);
+  void Wake() { waker_->Wake(); }
+  void CancelAll();  // jobs that run or come later end with UNAVAILABLE
+  EngineStats Stats() const;
+  // Rings the loop's bell; may outlive the loop.
+  std::function<void()> WakeFunction() const;
+
+ private:
+  // What rings the engine's bell. Shared with the requests' queues, whose readers may outlive it.
+  class Waker {
+   public:
+    void Wake();
+    // Waits for a Wake since the last return, at most until `until`.
+    void Wait(const std::optional<Deadline>& until);
+
+   private:
+    std::mutex mu_;
+    std::condition_variable bell_;
+    bool rung_ = false;  // guarded by mu_
+  };
+  struct Submitted {
+    std::unique_ptr<Job> job;
+    int32_t tenant;
+    Ticket ticket;
+  };
+  struct Running {
+    std::unique_ptr<Job> job;
+    Ticket ticket;
+    bool admitted = false;
+  };
+  // One model's part of a step.
+  struct ModelStep {
+    StepBatch batch;
+    struct Entry {
+      JobId id;
+      Job* job;
+      WorkKind kind;
+      int32_t first_row;  // of its logits
+    };
+    std::vector<Entry> entries;
+    Work work;                       // of the forward pass
+    std::vector<float> host_logits;  // [rows, vocab]
+  };
+
+  StepLoop(const EngineConfig& config, Backend& backend,
+           std::span<const std::unique_ptr<LoadedModel>> models)
+      : config_(config), be_(backend), models_(models) {}
+  absl::Status TakeMemory(std::vector<TenantOptions> tenants);
+  absl::Status TakeBlocks();
+  absl::Status TakeSlots();
+  void Calibrate();
+
+  void Run();
+  int64_t Now() const;  // microseconds since the loop was made: the scheduler's clock
+  void TakeSubmissions();
+  void EndCancelled();
+  bool Step();  // false: nothing to do
+  void Encode(const PlanItem& item, Job& job);
+  void AddToBatch(const PlanItem& item, Job& job);
+  void Forward(int32_t model);
+  void Publish(int32_t model);
+  void Observe(int32_t model, const Work& work, int64_t ns);
+  void TellWork(JobId id, Job& job) { scheduler_->SetWork(id, job.Pending()); }
+  void Reap();
+  void FailAll(const absl::Status& status);
+  void PublishStats();
+
+  const EngineConfig config_;
+  Backend& be_;
+  const std::span<const std::unique_ptr<LoadedModel>> models_;
+  const Clock::time_point start_ = Clock::now();
+
+  // Taken by TakeMemory; engine thread only from Start on
+  std::unique_ptr<DeviceBuffer> arena_, workspace_buffer_, logits_buffer_, state_buffer_;
+  size_t block_bytes_ = 0, state_bytes_ = 0;
+  Workspace workspace_;
+  int32_t max_logit_rows_ = 0;
+  std::unique_ptr<BlockAllocator> blocks_;
+  std::unique_ptr<BlockCache> cache_;
+  std::vector<CostModel> costs_;  // by model
+  std::unique_ptr<SchedulerListener> trace_;
+  std::unique_ptr<Scheduler> scheduler_;
+  std::map<JobId, Running> jobs_;
+  std::vector<ModelStep> steps_;  // by model
+  std::vector<BlockCopy> copies_;
+  int64_t num_steps_ = 0;
+
+  const std::shared_ptr<Waker> waker_ = std::make_shared<Waker>();
+  mutable std::mutex mu_;
+  bool stopping_ = false;  // guarded by mu_, as all below
+  bool cancel_all_ = false;
+  std::vector<Submitted> submitted_;
+  EngineStats stats_;
+
+  std::thread thread_;
+};
+
+}  // namespace sensorium
