@@ -16,7 +16,7 @@ BlockTable& BlockTable::operator=(BlockTable&& other) noexcept {
     Clear();
     allocator_ = other.allocator_;
     block_size_ = other.block_size_;
-    blocks_ = std::exchange(other.blocks_, {});
+    blocks_.swap(other.blocks_);  // each keeps reserved memory
   }
   return *this;
 }
@@ -28,13 +28,17 @@ void BlockTable::Grow(int64_t tokens) {
 }
 
 void BlockTable::Clear() {
-  for (BlockId id : blocks_) allocator_->Release(id);
-  blocks_.clear();
+  for (; !blocks_.empty(); blocks_.pop_back()) allocator_->Release(blocks_.back());
+}
+
+void BlockTable::Adopt(std::span<const BlockId> blocks) {
+  CHECK(blocks_.empty()) << blocks_.size() << " blocks are there";
+  blocks_.assign(blocks.begin(), blocks.end());
 }
 
 BlockTable BlockTable::Fork(int64_t tokens, std::vector<BlockCopy>& copies) const {
   CHECK_LE(tokens, static_cast<int64_t>(blocks_.size()) * block_size_);
-  BlockTable fork(*allocator_, block_size_);
+  BlockTable fork(*allocator_, block_size_, static_cast<int32_t>(blocks_.capacity()));
   const int64_t full = tokens / block_size_;
   for (int64_t i = 0; i < full; ++i) {
     allocator_->AddRef(blocks_[i]);

@@ -1,4 +1,7 @@
 // The KV blocks of one sequence, in order. Owns one reference to each. Engine thread only.
+//
+// Blocks that a BlockCache knows are a prefix of a table, and nobody writes into them: they are
+// full, and tokens are written at the end. Growing never allocates memory within reserve_blocks.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +22,11 @@ struct BlockCopy {
 
 class BlockTable {
  public:
-  BlockTable(BlockAllocator& allocator, int32_t block_size)
-      : allocator_(&allocator), block_size_(block_size) {}
+  // `reserve_blocks`: the most that it will hold, for which it takes memory now.
+  BlockTable(BlockAllocator& allocator, int32_t block_size, int32_t reserve_blocks = 0)
+      : allocator_(&allocator), block_size_(block_size) {
+    blocks_.reserve(reserve_blocks);
+  }
   BlockTable(BlockTable&& other) noexcept;
   BlockTable& operator=(BlockTable&& other) noexcept;
   ~BlockTable() { Clear(); }
@@ -31,11 +37,17 @@ class BlockTable {
 
   // Makes room for `tokens` tokens in all; never shrinks. REQUIRES: the reservation covers it.
   void Grow(int64_t tokens);
-  void Clear();  // gives every block back
+  // Gives every block back, from the last: of the blocks that stay cached, deeper ones are then the
+  // older, and leave before those that they build on.
+  void Clear();
+  // Starts with these blocks and takes their references over: what BlockCache::Match returned.
+  // REQUIRES: the table is empty.
+  void Adopt(std::span<const BlockId> blocks);
 
   // A second table with the same first `tokens` tokens: full blocks are shared (nobody writes a
   // full block again), a partly filled last one gets a copy of its own, which the device is to make
-  // before the next write to either.
+  // before the next write to either. The fork takes memory for as many blocks as this table can
+  // hold without growing its own.
   BlockTable Fork(int64_t tokens, std::vector<BlockCopy>& copies) const;
 
   // Where token `position` lives: block_id * block_size + offset. REQUIRES: within Grow's tokens.

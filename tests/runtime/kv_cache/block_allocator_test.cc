@@ -85,6 +85,76 @@ TEST(BlockAllocatorDeathTest, AbortsWhenItsOwnersBreakTheirPromise) {
   EXPECT_DEATH(BlockAllocator(-1), "CHECK failed");
 }
 
+struct Evictions : EvictionListener {
+  void OnEvict(BlockId id, CacheClass) override { ids.push_back(id); }
+  std::vector<BlockId> ids;
+};
+
+TEST(BlockAllocatorTest, ACachedBlockIsIdleWhenItsLastHolderHasGone) {
+  BlockAllocator blocks(2);
+  Evictions evictions;
+  blocks.AttachCache(&evictions, {2, 2});
+  ASSERT_TRUE(blocks.Reserve(2));
+  const BlockId id = blocks.Allocate();
+  blocks.AddRef(id);
+  blocks.MarkCached(id, CacheClass::kPrefix);
+  blocks.Release(id);
+  EXPECT_EQ(blocks.used(), 1);
+  blocks.Release(id);
+  EXPECT_EQ(blocks.used(), 0);
+  EXPECT_EQ(blocks.idle(CacheClass::kPrefix), 1);
+  EXPECT_EQ(blocks.idle(CacheClass::kEncoder), 0);
+  EXPECT_EQ(blocks.free(), 1);
+  blocks.Unreserve(2);  // idle blocks are nobody's reservation
+  blocks.CheckInvariants();
+
+  ASSERT_TRUE(blocks.Reserve(1));
+  blocks.Revive(id);
+  EXPECT_EQ(blocks.refs(id), 1);
+  EXPECT_EQ(blocks.used(), 1);
+  EXPECT_TRUE(blocks.cached(id));
+  EXPECT_THAT(evictions.ids, testing::IsEmpty());
+}
+
+TEST(BlockAllocatorTest, TakesFreeBlocksFirstThenIdleOnesByLastUse) {
+  BlockAllocator blocks(4);
+  Evictions evictions;
+  blocks.AttachCache(&evictions, {4, 4});
+  ASSERT_TRUE(blocks.Reserve(4));
+  const BlockId a = blocks.Allocate(), b = blocks.Allocate(), c = blocks.Allocate();
+  blocks.MarkCached(a, CacheClass::kPrefix);
+  blocks.MarkCached(b, CacheClass::kEncoder);
+  blocks.MarkCached(c, CacheClass::kPrefix);
+  for (const BlockId id : {a, b, c}) blocks.Release(id);
+  blocks.Revive(a);
+  blocks.Release(a);  // a was used last
+  EXPECT_THAT((std::vector{a, b, c}), testing::Not(testing::Contains(blocks.Allocate())));
+  EXPECT_EQ(blocks.Allocate(), b);
+  EXPECT_FALSE(blocks.cached(b));
+  EXPECT_EQ(blocks.Allocate(), c);
+  EXPECT_EQ(blocks.Allocate(), a);
+  EXPECT_THAT(evictions.ids, testing::ElementsAre(b, c, a));
+  blocks.CheckInvariants();
+}
+
+TEST(BlockAllocatorDeathTest, AbortsWhenTheCacheBreaksItsPromise) {
+  BlockAllocator blocks(2);
+  Evictions evictions;
+  ASSERT_TRUE(blocks.Reserve(1));
+  const BlockId id = blocks.Allocate();
+  EXPECT_DEATH(blocks.MarkCached(id, CacheClass::kPrefix), "CHECK failed");  // none is attached
+  blocks.AttachCache(&evictions, {1, 0});
+  EXPECT_DEATH(blocks.MarkCached(id, CacheClass::kEncoder), "CHECK failed");  // switched off
+  blocks.MarkCached(id, CacheClass::kPrefix);
+  EXPECT_DEATH(blocks.MarkCached(id, CacheClass::kPrefix), "CHECK failed");
+  EXPECT_DEATH(blocks.Revive(id), "outgrew its reservation");
+  blocks.Release(id);
+  EXPECT_DEATH(blocks.AddRef(id), "CHECK failed");  // idle ones are revived
+  EXPECT_DEATH(blocks.Revive(1 - id), "CHECK failed");
+  blocks.Unreserve(1);
+  EXPECT_DEATH(blocks.Revive(id), "outgrew its reservation");
+}
+
 // Any order of calls that keeps the contracts, against a list of who holds what.
 TEST(BlockAllocatorTest, CountsRightOverThousandsOfRandomSteps) {
   const uint64_t seed = std::random_device{}();

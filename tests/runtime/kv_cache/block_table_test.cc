@@ -8,6 +8,7 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/runtime/kv_cache/allocation_count.h"
 
 namespace sensorium {
 namespace {
@@ -95,6 +96,60 @@ TEST(BlockTableTest, AForkSharesFullBlocksAndCopiesOnlyTheLast) {
   const BlockTable empty = parent.Fork(0, copies);
   EXPECT_THAT(empty.blocks(), IsEmpty());
   EXPECT_THAT(copies, SizeIs(1));
+}
+
+TEST(BlockTableTest, GivesItsBlocksBackFromTheLastToTheFirst) {
+  BlockAllocator blocks(4);
+  ASSERT_TRUE(blocks.Reserve(4));
+  BlockTable table(blocks, 16);
+  table.Grow(48);
+  const std::vector<BlockId> ids(table.blocks().begin(), table.blocks().end());
+  table.Clear();
+  for (const BlockId id : ids) EXPECT_EQ(blocks.Allocate(), id);  // the one freed last comes first
+}
+
+TEST(BlockTableTest, TakesAdoptedReferencesOverAndGrowsBehindThem) {
+  BlockAllocator blocks(4);
+  ASSERT_TRUE(blocks.Reserve(4));
+  BlockTable first(blocks, 16), second(blocks, 16);
+  first.Grow(32);
+  for (const BlockId id : first.blocks()) blocks.AddRef(id);
+  second.Adopt(first.blocks());
+  EXPECT_EQ(blocks.refs(first.blocks()[0]), 2);
+  EXPECT_EQ(second.Slot(17), first.Slot(17));
+  second.Grow(33);
+  EXPECT_EQ(blocks.used(), 3);
+  second.Clear();
+  EXPECT_EQ(blocks.refs(first.blocks()[0]), 1);
+  EXPECT_EQ(blocks.used(), 2);
+}
+
+TEST(BlockTableTest, GrowingWithinItsReservedBlocksAllocatesNoMemory) {
+  BlockAllocator blocks(40);
+  ASSERT_TRUE(blocks.Reserve(40));
+  BlockTable table(blocks, 1, /*reserve_blocks=*/20);
+  BlockTable other(blocks, 1, /*reserve_blocks=*/20);
+  std::vector<BlockCopy> copies;
+  table.Grow(2);
+  BlockTable fork = table.Fork(2, copies);  // takes its memory here
+  const AllocationCount count;
+  for (int64_t tokens = 0; tokens <= 20; ++tokens) table.Grow(tokens);
+  fork.Grow(20);
+  fork.Clear();
+  other = std::move(table);  // the memory of both is kept
+  table.Grow(20);
+  other.Clear();
+  other.Grow(20);
+  EXPECT_EQ(count.since_construction(), 0);
+}
+
+TEST(BlockTableDeathTest, AbortsWhenATableWithBlocksAdopts) {
+  BlockAllocator blocks(2);
+  ASSERT_TRUE(blocks.Reserve(2));
+  BlockTable table(blocks, 16);
+  table.Grow(1);
+  const std::vector<BlockId> other = {1};
+  EXPECT_DEATH(table.Adopt(other), "1 blocks are there");
 }
 
 TEST(BlockTableDeathTest, AbortsOnAForkOfTokensThatAreNotThere) {
