@@ -7,7 +7,6 @@
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/engine/calibration.h"
-#include "runtime/scheduler/trace.h"
 #include "spdlog/spdlog.h"
 
 namespace sensorium {
@@ -175,9 +174,6 @@ absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
              model.is_whisper() ? model.UnitsPerWindow() : config_.max_encode_units,
          .feature_slots = model.is_whisper() ? 0 : config_.image_slots,
          .prices = costs_[m].prices()});
-  }
-  if (!config_.trace_path.empty()) {
-    ASSIGN_OR_RETURN(trace_, TraceWriter::Open(config_.trace_path, options, blocks_->total()));
   }
   scheduler_ = std::make_unique<Scheduler>(options, *blocks_, trace_.get());
   stats_.blocks_total = blocks_->total();

@@ -217,7 +217,7 @@ void TranscribeJob::RunEncode(int32_t units, TensorView state, Workspace& worksp
         std::min({cross_size_, p_.mel.frames - cross_begin_, int64_t{c.window_frames()}});
     std::copy_n(p_.mel.data.begin() + cross_begin_ * c.mels, frames * c.mels, window_mel_.begin());
   }
-  const TensorView x(state.data(), DType::kFloat32, {c.audio_positions, c.hidden});
+  const TensorView x(state.bytes(), DType::kFloat32, {c.audio_positions, c.hidden});
   model_.whisper->EncodeStages(begin, begin + units, x, window_mel_, model_.cross_kv, cross_slots_,
                                workspace);
   stages_left_ -= units;
