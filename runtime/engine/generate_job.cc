@@ -108,6 +108,12 @@ void GenerateJob::Preempt() {
   }
   forked_ = false;
   prefilling_ = 0;
+  // Somebody may wait for these features who runs on: it is to encode them itself. Complete ones are
+  // kept, since the picture's pixels are gone by now.
+  if (WaitsForFeatures()) {
+    DropFeatures();
+    crops_done_ = 0;
+  }
 }
 
 void GenerateJob::DropFeatures() {
@@ -383,10 +389,10 @@ void GenerateJob::Finish(Answer& answer, FinishReason reason) {
   answer.done = true;
   answer.table.Clear();
   if (reason != FinishReason::kCancelled && reason != FinishReason::kDeadline) {
-    // What the next answers are expected to come to: twice the average, which few exceed.
-    const int64_t twice = 2 * static_cast<int64_t>(answer.tokens.size());
+    // What the next answers are expected to come to: a moving average.
+    const int64_t tokens = static_cast<int64_t>(answer.tokens.size());
     int64_t& expected = model_.expected_tokens;
-    expected = expected == 0 ? twice : (7 * expected + twice) / 8;
+    expected = expected == 0 ? tokens : (7 * expected + tokens) / 8;
   }
   if (answer.points) SendPoints(answer, answer.points->Finish());
   queue_->Push(GenerateFinished{.index = answer.index,

@@ -335,12 +335,14 @@ bool StepLoop::Step() {
   for (auto& [id, running] : jobs_) {
     if (running.admitted) TellWork(id, *running.job);
   }
+  bool preempted = false;
   const StepPlan& plan = scheduler_->Schedule(now, [&](JobId id) {
     Running& running = jobs_.at(id);
     running.job->Preempt();
     running.admitted = false;
+    preempted = true;
   });
-  if (plan.items.empty()) return false;
+  if (plan.items.empty()) return preempted;
   ++num_steps_;
 
   const Clock::time_point start = Clock::now();

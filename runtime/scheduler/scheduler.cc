@@ -308,11 +308,13 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
 // ---- The step
 // -----------------------------------------------------------------------------------------
 
+// Who gives way to whom: first those that wait for a reader or for somebody's encode, since nothing
+// says for how long; then the lowest priority; then the youngest.
 bool Scheduler::IsBehind(const Running& a, const Running& b) const {
   const Job& x = jobs_[a.slot];
   const Job& y = jobs_[b.slot];
-  return std::tuple(-int64_t{x.spec.priority}, x.order) >
-         std::tuple(-int64_t{y.spec.priority}, y.order);
+  return std::tuple(a.kind == WorkKind::kNone, -int64_t{x.spec.priority}, x.order) >
+         std::tuple(b.kind == WorkKind::kNone, -int64_t{y.spec.priority}, y.order);
 }
 
 bool Scheduler::Grow(int32_t running_idx, int64_t rows, int64_t context,

@@ -7,8 +7,8 @@
 //
 // Admission. A job is admitted with its worst-case KV blocks, rows and feature slots set aside, so
 // that nothing it does later can fail for want of memory (`optimistic`: with what it is expected to
-// need; when blocks run out, the youngest job of the lowest priority is preempted: it gives
-// everything back, waits in its old place and is computed again). Who is next: waiting_line.h. The
+// need; when blocks run out, a parked job, else the youngest of the lowest priority is preempted: it
+// gives everything back, waits in its old place and is computed again). Who is next: waiting_line.h. The
 // next one waits until it fits and nobody overtakes it.
 //
 // A step has `target_step_us` of predicted device time. Decodes go first, always all of them. What

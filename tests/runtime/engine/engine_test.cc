@@ -2,166 +2,18 @@
 #include "runtime/engine/engine.h"
 
 #include <chrono>
-#include <fstream>
 #include <random>
-#include <sstream>
 #include <thread>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "nlohmann/json.hpp"
-#include "runtime/cpu/cpu_backend.h"
+#include "tests/runtime/engine/engine_fixture.h"
 
 namespace sensorium {
 namespace {
 
 using testing::HasSubstr;
-
-const std::string kModels = SENSORIUM_MODELS;
-
-std::string ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  CHECK(file.good()) << path;
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-EngineConfig SmallConfig() {
-  EngineConfig config;
-  config.models = {{"molmo-mini", kModels + "/molmo-mini"},
-                   {"whisper-mini", kModels + "/whisper-mini"}};
-  config.kv_cache_bytes = 64 << 20;
-  config.max_batch_tokens = 128;
-  return config;
-}
-
-std::unique_ptr<Engine> MakeEngine(const EngineConfig& config) {
-  auto backend = CpuBackend::Create({.dtype = DType::kFloat32});
-  CHECK(backend.ok()) << backend.status();
-  auto engine = Engine::Create(config, *std::move(backend));
-  CHECK(engine.ok()) << engine.status();
-  return *std::move(engine);
-}
-
-GenerateRequest Ask(const std::string& text, const std::string& image = "", int max_tokens = 96) {
-  GenerateRequest request;
-  request.model = "molmo-mini";
-  request.max_tokens = max_tokens;
-  request.echo_token_ids = true;
-  Message message;
-  if (!image.empty()) {
-    message.parts.push_back({.kind = Part::Kind::kImage,
-                             .text = "",
-                             .data = ReadFile(kModels + "/molmo-mini/" + image),
-                             .language = ""});
-  }
-  message.parts.push_back({.kind = Part::Kind::kText, .text = text, .data = "", .language = ""});
-  request.messages.push_back(std::move(message));
-  return request;
-}
-
-TranscribeRequest Hear(const std::string& file) {
-  TranscribeRequest request;
-  request.model = "whisper-mini";
-  request.audio = ReadFile(kModels + "/whisper-mini/" + file);
-  return request;
-}
-
-struct Answer {
-  std::vector<int32_t> ids;
-  std::vector<float> logprobs;
-  std::string text, streamed, heard;
-  FinishReason reason = FinishReason::kStop;
-  std::vector<GeneratePoint> points;
-  std::vector<int32_t> prompt;
-  Usage usage;
-  bool operator==(const Answer& o) const {
-    return ids == o.ids && logprobs == o.logprobs && text == o.text;
-  }
-};
-struct Heard {
-  std::vector<TranscribeSegment> segments;
-  std::string text, language;
-};
-
-// All answers of a request, by index, and how it ended.
-absl::StatusOr<std::vector<Answer>> Collect(GenerateQueue& queue) {
-  std::vector<Answer> answers;
-  std::string heard;
-  std::vector<int32_t> prompt;
-  const auto at = [&](int32_t i) -> Answer& {
-    if (static_cast<int32_t>(answers.size()) <= i) answers.resize(i + 1);
-    return answers[i];
-  };
-  while (true) {
-    GenerateEvent event = queue.Pop();
-    if (auto* e = std::get_if<GenerateStarted>(&event)) {
-      heard = e->heard;
-      prompt = e->prompt_token_ids;
-    } else if (auto* e = std::get_if<GenerateDelta>(&event)) {
-      Answer& a = at(e->index);
-      a.streamed += e->text;
-      a.ids.insert(a.ids.end(), e->token_ids.begin(), e->token_ids.end());
-      for (const auto& l : e->logprobs) a.logprobs.push_back(l.logprob);
-    } else if (auto* e = std::get_if<GeneratePoint>(&event)) {
-      at(e->index).points.push_back(*e);
-    } else if (auto* e = std::get_if<GenerateFinished>(&event)) {
-      Answer& a = at(e->index);
-      a.text = e->text;
-      a.reason = e->reason;
-      a.usage = e->usage;
-      a.heard = heard;
-      a.prompt = prompt;
-    } else if (auto* e = std::get_if<StreamEnd>(&event)) {
-      if (!e->status.ok()) return e->status;
-      return answers;
-    }
-  }
-}
-absl::StatusOr<Heard> Collect(TranscribeQueue& queue) {
-  Heard heard;
-  while (true) {
-    TranscribeEvent event = queue.Pop();
-    if (auto* e = std::get_if<TranscribeSegment>(&event)) {
-      heard.segments.push_back(*e);
-    } else if (auto* e = std::get_if<TranscribeFinished>(&event)) {
-      heard.text = e->text;
-      heard.language = e->language;
-    } else if (auto* e = std::get_if<StreamEnd>(&event)) {
-      if (!e->status.ok()) return e->status;
-      return heard;
-    }
-  }
-}
-
-Answer One(absl::StatusOr<std::vector<Answer>> answers) {
-  CHECK(answers.ok()) << answers.status();
-  CHECK_EQ(answers->size(), size_t{1});
-  return (*answers)[0];
-}
-
-// Waits (by the engine's own progress, bounded) until nothing is owned by anybody.
-EngineStats WaitUntilIdle(const Engine& engine) {
-  const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(60);
-  EngineStats stats = engine.Stats();
-  while ((stats.blocks_used || stats.blocks_reserved || stats.requests_running ||
-          stats.requests_waiting || stats.media_bytes) &&
-         std::chrono::steady_clock::now() < limit) {
-    std::this_thread::yield();
-    stats = engine.Stats();
-  }
-  return stats;
-}
-
-void ExpectIdle(const Engine& engine) {
-  const EngineStats stats = WaitUntilIdle(engine);
-  EXPECT_EQ(stats.blocks_used, 0);
-  EXPECT_EQ(stats.blocks_reserved, 0);
-  EXPECT_EQ(stats.requests_running, 0);
-  EXPECT_EQ(stats.requests_waiting, 0);
-  EXPECT_EQ(stats.media_bytes, 0u);
-}
 
 class EngineTest : public testing::Test {
  protected:

@@ -1,0 +1,245 @@
+// What the scheduler, the caches and admission promise, on the bundled models through the engine.
+#include <atomic>
+#include <random>
+
+#include "gmock/gmock.h"
+#include "tests/runtime/engine/engine_fixture.h"
+
+namespace sensorium {
+namespace {
+
+using testing::HasSubstr;
+
+Answer AnswerTo(Engine& engine, GenerateRequest request) {
+  return One(Collect(*engine.Generate(std::move(request))));
+}
+
+TEST(EngineCacheTest, APictureAskedAboutTwiceIsEncodedOnce) {
+  auto engine = MakeEngine(SmallConfig());
+  const Answer first = AnswerTo(*engine, Ask("How many red circles are there?", "shapes.png"));
+  EXPECT_EQ(engine->Stats().image_misses, 1);
+  EXPECT_EQ(first.usage.cached_tokens, 0);
+  EXPECT_GT(first.usage.encode_device_us, 0);
+  const Answer again = AnswerTo(*engine, Ask("How many red circles are there?", "shapes.png"));
+  EXPECT_TRUE(again == first) << again.text;
+  EXPECT_EQ(again.usage.encode_device_us, 0);
+  EXPECT_EQ(engine->Stats().image_misses, 1);
+  ExpectIdle(*engine);
+}
+
+TEST(EngineCacheTest, TwoQuestionsAboutOnePictureShareItsPrefix) {
+  auto engine = MakeEngine(SmallConfig());
+  const Answer alone = AnswerTo(*engine, Ask("Point to the blue square.", "shapes.png"));
+  auto fresh = MakeEngine(SmallConfig());
+  AnswerTo(*fresh, Ask("How many red circles are there?", "shapes.png"));
+  const int64_t misses = fresh->Stats().prefix_miss_blocks;
+  const Answer second = AnswerTo(*fresh, Ask("Point to the blue square.", "shapes.png"));
+  EXPECT_TRUE(second == alone) << second.text;
+  // BOS and the picture's 88 tokens: five whole blocks of 16.
+  EXPECT_EQ(second.usage.cached_tokens, 80);
+  EXPECT_EQ(fresh->Stats().prefix_hit_blocks, 5);
+  EXPECT_GT(fresh->Stats().prefix_miss_blocks, misses);
+  ExpectIdle(*fresh);
+}
+
+TEST(EngineCacheTest, ACutShortCacheGivesTheSameBits) {
+  EngineConfig off = SmallConfig();
+  off.prefix_cache = false;
+  off.encoder_cache_bytes = 0;
+  auto without = MakeEngine(off);
+  auto with = MakeEngine(SmallConfig());
+  for (int round = 0; round < 2; ++round) {
+    for (const char* text : {"Describe this image.", "Where are the stars?"}) {
+      EXPECT_TRUE(AnswerTo(*with, Ask(text, "wide.png")) ==
+                  AnswerTo(*without, Ask(text, "wide.png")))
+          << text;
+    }
+  }
+  EXPECT_GT(with->Stats().prefix_hit_blocks, 0);
+  EXPECT_EQ(without->Stats().prefix_hit_blocks, 0);
+}
+
+TEST(EngineCacheTest, ARecordingHeardTwiceIsEncodedOnce) {
+  auto engine = MakeEngine(SmallConfig());
+  const auto first = Collect(*engine->Transcribe(Hear("morning.wav")));
+  ASSERT_TRUE(first.ok());
+  const int64_t misses = engine->Stats().audio_miss_blocks;
+  const auto again = Collect(*engine->Transcribe(Hear("morning.wav")));
+  ASSERT_TRUE(again.ok());
+  EXPECT_EQ(again->text, first->text);
+  EXPECT_EQ(engine->Stats().audio_miss_blocks, misses);
+  EXPECT_GT(engine->Stats().audio_hit_blocks, 0);
+  ExpectIdle(*engine);
+}
+
+TEST(EngineCacheTest, AnotherPictureOfTheSameSizeIsNotTakenForTheFirst) {
+  auto engine = MakeEngine(SmallConfig());
+  auto fresh = MakeEngine(SmallConfig());
+  AnswerTo(*engine, Ask("Describe this image.", "shapes.png"));
+  const Answer other = AnswerTo(*engine, Ask("Describe this image.", "portrait.png"));
+  EXPECT_EQ(other.usage.cached_tokens, 0);
+  EXPECT_TRUE(other == AnswerTo(*fresh, Ask("Describe this image.", "portrait.png")));
+}
+
+TEST(EngineUsageTest, SaysWhatARequestCost) {
+  auto engine = MakeEngine(SmallConfig());
+  const Answer a = AnswerTo(*engine, Ask("Describe this image.", "wide.png"));
+  EXPECT_GT(a.usage.encode_device_us, 0);
+  EXPECT_GT(a.usage.prefill_device_us, 0);
+  EXPECT_GT(a.usage.decode_device_us, 0);
+  EXPECT_GT(a.usage.kv_block_ms, 0);
+}
+
+TEST(EngineAdmissionTest, ADeadlineThatCannotBeMetIsRefusedWithThePredictedTime) {
+  auto engine = MakeEngine(SmallConfig());
+  std::vector<std::shared_ptr<TranscribeQueue>> backlog;
+  for (int i = 0; i < 40; ++i) {  // seconds of encoding
+    TranscribeRequest request = Hear("morning.wav");
+    request.options.clip_start_ms = i * 10;  // no two alike
+    backlog.push_back(engine->Transcribe(std::move(request)));
+  }
+  // They are counted once they are prepared; one that has started shows that the others are near.
+  while (engine->Stats().requests_running + engine->Stats().requests_waiting < 40) {
+    std::this_thread::yield();
+  }
+  GenerateRequest hurried = Ask("Describe this image.", "shapes.png");
+  hurried.deadline = std::chrono::steady_clock::now() + std::chrono::milliseconds(60);
+  const auto result = Collect(*engine->Generate(std::move(hurried)));
+  EXPECT_EQ(result.status().code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(result.status().message()), HasSubstr("predicted after"));
+  for (auto& queue : backlog) queue->Cancel();
+  ExpectIdle(*engine);
+}
+
+// A pool that holds the worst case of one request in five, so that optimistic admission has to
+// preempt.
+TEST(EngineAdmissionTest, PreemptedRequestsGiveTheSameBits) {
+  auto roomy = MakeEngine(SmallConfig());
+  std::vector<GenerateRequest> questions;
+  for (int i = 0; i < 12; ++i) {
+    GenerateRequest request =
+        Ask(i % 2 ? "How many red circles are there?" : "Describe this image.",
+            i % 3 ? "shapes.png" : "wide.png", 90);
+    if (i % 4 == 1) {
+      request.n = 2;
+      request.sampling.temperature = 0.9f;
+      request.sampling.seed = static_cast<uint64_t>(i);
+    }
+    questions.push_back(std::move(request));
+  }
+  std::vector<TranscribeRequest> recordings;
+  for (const char* file : {"question.wav", "morning.wav"}) {
+    recordings.push_back(Hear(file));
+    recordings.back().options.beam_size = 3;
+  }
+  std::vector<std::vector<Answer>> alone;
+  for (const auto& q : questions) alone.push_back(*Collect(*roomy->Generate(q)));
+  std::vector<Heard> heard_alone;
+  for (const auto& r : recordings) heard_alone.push_back(*Collect(*roomy->Transcribe(r)));
+
+  EngineConfig config = SmallConfig();
+  config.optimistic_admission = true;
+  config.kv_cache_bytes = size_t{50} * (72 << 10);
+  config.chaos_seed = std::random_device{}() | 1;
+  SCOPED_TRACE(testing::Message() << "chaos seed " << config.chaos_seed);
+  auto engine = MakeEngine(config);
+  for (int round = 0; round < 3; ++round) {
+    std::vector<std::shared_ptr<GenerateQueue>> answers;
+    std::vector<std::shared_ptr<TranscribeQueue>> transcripts;
+    for (const auto& q : questions) answers.push_back(engine->Generate(q));
+    for (const auto& r : recordings) transcripts.push_back(engine->Transcribe(r));
+    std::vector<std::thread> readers;
+    std::vector<absl::StatusOr<std::vector<Answer>>> got(questions.size());
+    std::vector<absl::StatusOr<Heard>> heard(recordings.size());
+    for (size_t i = 0; i < answers.size(); ++i) {
+      readers.emplace_back([&, i] { got[i] = Collect(*answers[i]); });
+    }
+    for (size_t i = 0; i < transcripts.size(); ++i) {
+      readers.emplace_back([&, i] { heard[i] = Collect(*transcripts[i]); });
+    }
+    for (auto& reader : readers) reader.join();
+    for (size_t i = 0; i < answers.size(); ++i) {
+      ASSERT_TRUE(got[i].ok()) << got[i].status();
+      EXPECT_TRUE(*got[i] == alone[i]) << "question " << i;
+    }
+    for (size_t i = 0; i < transcripts.size(); ++i) {
+      ASSERT_TRUE(heard[i].ok()) << heard[i].status();
+      ASSERT_EQ(heard[i]->segments.size(), heard_alone[i].segments.size());
+      for (size_t s = 0; s < heard[i]->segments.size(); ++s) {
+        EXPECT_EQ(heard[i]->segments[s].tokens, heard_alone[i].segments[s].tokens);
+        EXPECT_EQ(heard[i]->segments[s].avg_logprob, heard_alone[i].segments[s].avg_logprob);
+      }
+    }
+  }
+  EXPECT_GT(engine->Stats().preemptions, 0);
+  ExpectIdle(*engine);
+}
+
+// Thousands of random schedules: which requests run together, how prefills are cut, in which order,
+// what is cached from before, who is preempted. Each answer is the one it gets alone.
+TEST(EnginePropertyTest, AnswersDoNotDependOnTheSchedule) {
+  const uint64_t seed = std::random_device{}();
+  SCOPED_TRACE(testing::Message() << "seed " << seed);
+  std::printf("seed %llu\n", static_cast<unsigned long long>(seed));
+  std::mt19937_64 random(seed);
+  const std::vector<std::string> texts = {"Describe this image.", "How many stars are there?",
+                                          "Where?", "Point to the blue square, the red circle and "
+                                          "the green star and then say how many there are."};
+  std::vector<GenerateRequest> requests;
+  for (size_t i = 0; i < 24; ++i) {
+    GenerateRequest request = Ask(texts[i % texts.size()], i == 5 ? "small.png" : "", 3 + i % 6);
+    if (i % 3 == 1) {
+      request.n = 1 + static_cast<int32_t>(i % 2);
+      request.sampling.temperature = 1.0f;
+      request.sampling.seed = i;
+    }
+    requests.push_back(std::move(request));
+  }
+  auto alone = MakeEngine(SmallConfig());
+  std::vector<std::vector<Answer>> expected;
+  for (const auto& request : requests) expected.push_back(*Collect(*alone->Generate(request)));
+
+  const KvLayout layout{.layers = 6, .kv_heads = 1, .head_dim = 64, .block_size = 16};
+  const size_t block_bytes = (*CpuBackend::Create({}))->KvBlockBytes(layout);
+  int schedules = 0;
+  int64_t preemptions = 0;
+  for (int house = 0; house < 10; ++house) {
+    EngineConfig config = SmallConfig();
+    config.models.resize(1);
+    config.calibrate = false;
+    config.chaos_seed = random() | 1;
+    config.block_tokens = 16 * static_cast<int32_t>(1 + random() % 3);
+    config.max_batch_tokens = static_cast<int32_t>(8 + random() % 120);
+    config.max_batch_seqs = static_cast<int32_t>(2 + random() % 12);
+    config.max_batch_seqs = std::min(config.max_batch_seqs, config.max_batch_tokens);
+    config.optimistic_admission = random() % 2;
+    config.prefix_cache = random() % 4 != 0;
+    config.target_step_us = random() % 2 ? 0 : 500 << (random() % 6);
+    config.kv_cache_bytes = block_bytes * config.block_tokens / 16 * (8 + random() % 12);
+    config.image_slots = 1 + static_cast<int32_t>(random() % 3);
+    auto engine = MakeEngine(config);
+    for (int round = 0; round < 200; ++round, ++schedules) {
+      std::vector<size_t> chosen;
+      std::vector<std::shared_ptr<GenerateQueue>> queues;
+      for (size_t k = 1 + random() % 8; k > 0; --k) {
+        chosen.push_back(random() % requests.size());
+        queues.push_back(engine->Generate(requests[chosen.back()]));
+        if (random() % 8 == 0) queues.back()->Cancel();
+      }
+      for (size_t k = 0; k < queues.size(); ++k) {
+        if (queues[k]->cancelled()) continue;
+        const auto got = Collect(*queues[k]);
+        ASSERT_TRUE(got.ok()) << got.status();
+        ASSERT_TRUE(*got == expected[chosen[k]])
+            << "request " << chosen[k] << ", house " << house << ", round " << round;
+      }
+    }
+    ExpectIdle(*engine);
+    preemptions += engine->Stats().preemptions;
+  }
+  EXPECT_GT(preemptions, 0);
+  std::printf("%d schedules, %lld preemptions\n", schedules, static_cast<long long>(preemptions));
+}
+
+}  // namespace
+}  // namespace sensorium
