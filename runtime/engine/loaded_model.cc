@@ -38,6 +38,11 @@ absl::Status LoadWhisper(LoadedModel& m, WeightLoader& loader, const std::string
   ASSIGN_OR_RETURN(m.vocabulary,
                    WhisperVocabulary::From(m.checkpoint->config(),
                                            m.checkpoint->generation_config(), *m.tokenizer));
+  if (m.tokenizer->vocab_size() > config.vocab) {
+    return absl::InvalidArgumentError(absl::StrCat(origin, ": the tokenizer's largest id is ",
+                                                   m.tokenizer->vocab_size() - 1,
+                                                   " but vocab_size is ", config.vocab));
+  }
   int64_t n_fft = 400, hop = 160;
   if (auto text = m.checkpoint->ReadFile("preprocessor_config.json"); text.ok()) {
     const auto json = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
