@@ -93,5 +93,43 @@ TEST_F(LoadedModelTest, ATokenBeyondWhispersVocabularyIsRefused) {
                  "vocab_size is " + std::to_string(vocab)});
 }
 
+TEST_F(LoadedModelTest, AnOddTransformIsRefused) {
+  Take("whisper-mini");
+  Change("preprocessor_config.json", [](Json& json) { json["n_fft"] = 401; });
+  ExpectRefused({"preprocessor_config.json", "n_fft is 401"});
+}
+
+TEST_F(LoadedModelTest, AHopThatDoesNotMakeTheEncodersFramesIsRefused) {
+  Take("whisper-mini");
+  Change("preprocessor_config.json", [](Json& json) { json["hop_length"] = 200; });
+  ExpectRefused({"preprocessor_config.json", "hop_length 200 makes 640 frames", "takes 800"});
+  Change("preprocessor_config.json", [](Json& json) {
+    json["hop_length"] = 160;
+    json["chunk_length"] = 30;
+  });
+  ExpectRefused({"chunk_length 30", "makes 3000 frames", "takes 800"});
+}
+
+TEST_F(LoadedModelTest, APreprocessorFileThatIsNoJsonIsRefused) {
+  for (const char* model : {"whisper-mini", "molmo-mini"}) {
+    SCOPED_TRACE(model);
+    fs::remove_all(dir_);
+    fs::create_directories(dir_);
+    Take(model);
+    Write("preprocessor_config.json", "{\"n_fft\": 400,");
+    ExpectRefused({"preprocessor_config.json", "not valid JSON"});
+    Write("preprocessor_config.json", "[]");
+    ExpectRefused({"preprocessor_config.json", "not a JSON object"});
+    Write("preprocessor_config.json", std::string(1000, '[') + std::string(1000, ']'));
+    ExpectRefused({"preprocessor_config.json"});
+  }
+}
+
+TEST_F(LoadedModelTest, WithoutAPreprocessorFileThePublishedFrontEndIsUsed) {
+  Take("whisper-mini");
+  fs::remove(dir_ / "preprocessor_config.json");
+  EXPECT_TRUE(Load().ok());
+}
+
 }  // namespace
 }  // namespace sensorium
