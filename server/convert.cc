@@ -5,16 +5,16 @@
 #include <utility>
 #include <variant>
 
-#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "google/rpc/error_details.pb.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/status_payload.h"
 
 namespace sensorium {
 
 namespace {
 
-constexpr char kFieldUrl[] = "sensorium/field";  // payload of a status: the field it is about
+constexpr char kErrorDomain[] = "sensorium";  // of google.rpc.ErrorInfo
 
 constexpr int kMaxStops = 16;
 constexpr int kMaxAnswers = 16;
@@ -307,12 +307,6 @@ std::optional<Response> Convert(const Event& event) {
 
 }  // namespace
 
-absl::Status FieldError(const std::string& field, const std::string& what) {
-  absl::Status status = absl::InvalidArgumentError(absl::StrCat(field, " ", what));
-  status.SetPayload(kFieldUrl, absl::Cord(field));
-  return status;
-}
-
 absl::StatusOr<GenerateRequest> FromProto(v1::GenerateRequest&& in, const CallContext& call) {
   RETURN_IF_ERROR(InRange("max_tokens", in.max_tokens(), 0, INT32_MAX));
   RETURN_IF_ERROR(InRange("logprobs", in.logprobs(), 0, kMaxAlternatives));
@@ -430,19 +424,25 @@ std::string StatusDetails(const absl::Status& status) {
   google::rpc::Status out;
   out.set_code(static_cast<int>(status.code()));
   out.set_message(std::string(status.message()));
-  if (const auto field = status.GetPayload(kFieldUrl)) {
+  google::rpc::ErrorInfo info;
+  info.set_domain(kErrorDomain);
+  const auto reason = status.GetPayload(kReasonPayload);
+  info.set_reason(reason ? std::string(*reason) : absl::StatusCodeToString(status.code()));
+  out.add_details()->PackFrom(info);
+  if (const auto field = status.GetPayload(kFieldPayload)) {
     google::rpc::BadRequest bad;
     auto& violation = *bad.add_field_violations();
     violation.set_field(std::string(*field));
     violation.set_description(std::string(status.message()));
     out.add_details()->PackFrom(bad);
   }
-  if (absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) {
+  if ((absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) &&
+      !status.GetPayload(kNoRetryPayload)) {
     google::rpc::RetryInfo retry;
     retry.mutable_retry_delay()->set_seconds(kRetrySeconds);
     out.add_details()->PackFrom(retry);
   }
-  return out.details_size() ? out.SerializeAsString() : "";
+  return out.SerializeAsString();
 }
 
 }  // namespace sensorium

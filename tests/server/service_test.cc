@@ -1,6 +1,8 @@
 // The whole line through a real gRPC connection: the bundled models, one server, many clients.
 #include <chrono>
 #include <fstream>
+#include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <thread>
@@ -18,6 +20,7 @@
 #include "server/server.h"
 
 namespace sensorium {
+#include "tests/server/error_details.h"
 namespace {
 
 using ::testing::Contains;
@@ -217,11 +220,10 @@ TEST_F(ServiceTest, ErrorsSayWhatIsWrongAndWhichField) {
   request.mutable_sampling()->set_top_p(2);
   Answer answer = Generate(request);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
-  google::rpc::Status details;
-  google::rpc::BadRequest bad;
-  ASSERT_TRUE(details.ParseFromString(answer.status.error_details()));
-  ASSERT_TRUE(details.details(0).UnpackTo(&bad));
-  EXPECT_EQ(bad.field_violations(0).field(), "sampling.top_p");
+  const auto bad = Detail<google::rpc::BadRequest>(answer.status.error_details());
+  ASSERT_TRUE(bad.has_value());
+  EXPECT_EQ(bad->field_violations(0).field(), "sampling.top_p");
+  EXPECT_EQ(Reason(answer.status), "INVALID_ARGUMENT");
 
   request = Ask("hm");
   request.set_model("molmo-max");
@@ -257,11 +259,13 @@ TEST_F(ServiceTest, AMessageAboveTheLimitIsRefused) {
 TEST_F(ServiceTest, TranscribeStreamIsNotInThisVersion) {
   Start();
   grpc::ClientContext context;
+  EXPECT_EQ(Reason(answer.status), "NOT_FOUND");
   auto stream = stub_->TranscribeStream(&context);
   stream->WritesDone();
   v1::TranscribeStreamResponse response;
   EXPECT_FALSE(stream->Read(&response));
   EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNIMPLEMENTED);
+  EXPECT_EQ(Reason(answer.status), "INVALID_ARGUMENT");
 }
 
 TEST_F(ServiceTest, TokenizeTellsWhatAPictureAndARecordingCost) {
@@ -270,6 +274,52 @@ TEST_F(ServiceTest, TokenizeTellsWhatAPictureAndARecordingCost) {
   request.set_model("molmo-mini");
   request.set_text("How many red circles are there?");
   request.set_image(ModelFile("molmo-mini/shapes.png"));
+TEST_F(ServiceTest, ErrorsOfEveryKindOfCallCarryTheirReason) {
+  Start();
+  grpc::ClientContext unary;
+  v1::TokenizeRequest tokenize;
+  tokenize.set_model("nobody");
+  v1::TokenizeResponse tokens;
+  EXPECT_EQ(Reason(stub_->Tokenize(&unary, tokenize, &tokens)), "NOT_FOUND");
+
+  grpc::ClientContext bidi;
+  auto stream = stub_->TranscribeStream(&bidi);
+  stream->WritesDone();
+  EXPECT_EQ(Reason(stream->Finish()), "UNIMPLEMENTED");
+}
+
+TEST_F(ServiceTest, AFullServerSaysWhenToComeBack) {
+  EngineConfig config = Models();
+  config.max_waiting = 0;
+  config.max_batch_seqs = 1;
+  Start(config);
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>>> readers;
+  std::optional<grpc::Status> refused;
+  for (int i = 0; i < 200 && !refused; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    auto reader =
+        stub_->Generate(contexts.back().get(), Ask("Describe this image.", "molmo-mini/wide.png"));
+    v1::GenerateResponse response;
+    if (i > 0 && !reader->Read(&response)) {
+      refused = reader->Finish();
+    } else {
+      readers.push_back(std::move(reader));
+    }
+  }
+  for (auto& context : contexts) context->TryCancel();
+  for (auto& reader : readers) {
+    v1::GenerateResponse response;
+    while (reader->Read(&response)) {
+    }
+    reader->Finish();
+  }
+  ASSERT_TRUE(refused.has_value());
+  EXPECT_EQ(refused->error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(Reason(*refused), "RESOURCE_EXHAUSTED");
+  EXPECT_TRUE(Detail<google::rpc::RetryInfo>(refused->error_details()).has_value());
+}
+
   request.set_chat(true);
   v1::TokenizeResponse response;
   grpc::ClientContext context;
