@@ -15,8 +15,10 @@ namespace sensorium {
 namespace {
 
 constexpr char kErrorDomain[] = "sensorium";  // of google.rpc.ErrorInfo
-
+constexpr int kMaxMessages = 256;
+constexpr int kMaxParts = 64;  // of one message
 constexpr int kMaxStops = 16;
+constexpr int kMaxStopBytes = 256;
 constexpr int kMaxAnswers = 16;
 constexpr int kMaxAlternatives = 20;
 constexpr int kMaxBeams = 16;
@@ -35,10 +37,10 @@ absl::Status NotYet(const std::string& what) {
   return absl::UnimplementedError(absl::StrCat(what, " is not in this version"));
 }
 
-absl::Status CheckText(const std::string& field, const std::string& text) {
-  if (text.size() <= kMaxTextBytes) return absl::OkStatus();
-  return FieldError(field,
-                    absl::StrCat("has ", text.size(), " bytes; the limit is ", kMaxTextBytes));
+absl::Status CheckText(const std::string& field, const std::string& text,
+                       size_t limit = kMaxTextBytes) {
+  if (text.size() <= limit) return absl::OkStatus();
+  return FieldError(field, absl::StrCat("has ", text.size(), " bytes; the limit is ", limit));
 }
 
 absl::StatusOr<Part> ConvertPart(v1::Part& in, const std::string& field) {
@@ -317,10 +319,16 @@ absl::StatusOr<GenerateRequest> FromProto(v1::GenerateRequest&& in, const CallCo
   }
   GenerateRequest out;
   for (int i = 0; i < in.stop_size(); ++i) {
-    if (in.stop(i).empty()) return FieldError(absl::StrCat("stop[", i, "]"), "is empty");
+    const std::string field = absl::StrCat("stop[", i, "]");
+    if (in.stop(i).empty()) return FieldError(field, "is empty");
+    RETURN_IF_ERROR(CheckText(field, in.stop(i), kMaxStopBytes));
     out.stop.push_back(std::move(*in.mutable_stop(i)));
   }
   if (in.messages_size() == 0) return FieldError("messages", "is empty");
+  if (in.messages_size() > kMaxMessages) {
+    return FieldError("messages", absl::StrCat("has ", in.messages_size(),
+                                               " messages; the limit is ", kMaxMessages));
+  }
   for (int m = 0; m < in.messages_size(); ++m) {
     v1::Message& message = *in.mutable_messages(m);
     const std::string field = absl::StrCat("messages[", m, "]");
@@ -338,6 +346,10 @@ absl::StatusOr<GenerateRequest> FromProto(v1::GenerateRequest&& in, const CallCo
       default:
         return FieldError(field + ".role", absl::StrCat("is ", int{message.role()},
                                                         "; it must be USER, ASSISTANT or SYSTEM"));
+    }
+    if (message.parts_size() > kMaxParts) {
+      return FieldError(field + ".parts", absl::StrCat("has ", message.parts_size(),
+                                                       " parts; the limit is ", kMaxParts));
     }
     for (int p = 0; p < message.parts_size(); ++p) {
       ASSIGN_OR_RETURN(Part part, ConvertPart(*message.mutable_parts(p),

@@ -121,6 +121,15 @@ TEST(ConvertTest, ABadGenerateFieldIsNamedWithBothNumbers) {
   in.add_stop("");
   EXPECT_EQ(Error(in), "stop[0] is empty");
   in = Question();
+  in.add_stop(std::string(257, 'x'));
+  EXPECT_EQ(Error(in), "stop[0] has 257 bytes; the limit is 256");
+  in = Question();
+  for (int i = 0; i < 256; ++i) *in.add_messages() = in.messages(0);
+  EXPECT_EQ(Error(in), "messages has 257 messages; the limit is 256");
+  in = Question();
+  for (int i = 0; i < 64; ++i) in.mutable_messages(0)->add_parts()->set_text("x");
+  EXPECT_EQ(Error(in), "messages[0].parts has 65 parts; the limit is 64");
+  in = Question();
   in.mutable_messages(0)->clear_role();
   EXPECT_EQ(Error(in), "messages[0].role is 0; it must be USER, ASSISTANT or SYSTEM");
   in = Question();
