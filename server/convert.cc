@@ -126,7 +126,7 @@ absl::StatusOr<TranscribeOptions> ConvertOptions(v1::TranscribeOptions& in) {
     out.temperatures.push_back(t);
   }
   const bool samples = !out.temperatures.empty() && out.temperatures[0] > 0;
-  if (in.beam_size() > 1 && samples) {
+  if (in.beam_size() > 0 && samples) {
     return FieldError("options.beam_size",
                       absl::StrCat("is ", in.beam_size(), " at temperature ", out.temperatures[0],
                                    "; a beam search needs temperature 0"));

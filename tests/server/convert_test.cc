@@ -188,6 +188,11 @@ TEST(ConvertTest, ContradictingTranscribeOptionsAreRefused) {
               o.add_temperatures(0.5);
             }),
             "options.beam_size is 5 at temperature 0.5; a beam search needs temperature 0");
+  EXPECT_EQ(error([](Options& o) {
+              o.set_beam_size(1);
+              o.add_temperatures(0.5);
+            }),
+            "options.beam_size is 1 at temperature 0.5; a beam search needs temperature 0");
   EXPECT_EQ(error([](Options& o) { o.set_best_of(5); }),
             "options.best_of is 5 at temperature 0; it needs one above 0");
   EXPECT_EQ(error([](Options& o) { o.set_patience(2); }),
