@@ -11,12 +11,12 @@
 #include <filesystem>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/status_macros.h"
 #include "runtime/engine/engine.h"
 #include "server/backend_factory.h"
+#include "server/address.h"
 #include "server/cli.h"
 #include "server/local_client.h"
 #include "server/progress_bar.h"
@@ -81,14 +81,7 @@ OpenedClient OpenServer(const ClientOptions& options) {
 
 void CheckTarget(CLI::Option& option) {
   const auto wrong = [](const std::string& target) {
-    if (target.starts_with("unix:")) return std::string();
-    const size_t colon = target.rfind(':');
-    int port = 0;
-    const bool whole =
-        colon != 0 && colon != target.npos && absl::SimpleAtoi(target.substr(colon + 1), &port);
-    return whole && port >= 1 && port <= 65535
-               ? std::string()
-               : absl::StrCat("'", target, "' is not HOST:PORT with a port from 1 to 65535");
+    return std::string(CheckAddress(target, /*min_port=*/1).message());
   };
   option.check(wrong)->type_name("HOST:PORT");
 }

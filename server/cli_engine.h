@@ -29,7 +29,7 @@ struct ClientOptions {
 // --server, --dtype, --threads, --kv-cache-mib. `options` must outlive `command`'s parsing.
 void AddClientOptions(CLI::App& command, ClientOptions& options);
 
-// Makes anything but host:port (or unix:path) in `option` wrong usage.
+// Makes anything but HOST:PORT (or unix:PATH) of a server in `option` wrong usage.
 void CheckTarget(CLI::Option& option);
 
 struct OpenedClient {

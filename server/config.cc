@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "runtime/base/status_macros.h"
+#include "server/address.h"
 #include "yaml-cpp/yaml.h"
 
 namespace sensorium {
@@ -119,7 +120,11 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   Section server(file, "server"), device(file, "device"), engine(file, "engine"),
       limits(file, "limits"), top(file, "");
 
-  server.String("listen", &config.server.listen);
+  server.Other("listen", [&](const YAML::Node& node) {
+    config.server.listen = node.IsScalar() ? node.Scalar() : "";
+    const absl::Status status = CheckAddress(config.server.listen, /*min_port=*/0);
+    return status.ok() ? status : At(file, node, absl::StrCat("server.listen: ", status.message()));
+  });
   server.Number("max_message_mib", &config.server.max_message_bytes, 1, 1024, kMiB);
   server.Number("max_concurrent_calls", &config.server.max_concurrent_calls, 1, 100000);
   server.Number("drain_delay_seconds", &config.server.drain_delay_seconds, 0, 3600);

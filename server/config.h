@@ -10,7 +10,7 @@
 namespace sensorium {
 
 struct ServerConfig {
-  std::string listen = "0.0.0.0:50051";         // host:port; port 0 takes a free one
+  std::string listen = "0.0.0.0:50051";         // host:port or unix:path; port 0 takes a free one
   size_t max_message_bytes = size_t{80} << 20;  // of one request: an hour of FLAC, any photo
   int max_concurrent_calls = 1000;              // streams of one connection
   double drain_delay_seconds = 0;  // between NOT_SERVING and refusing, for balancers to notice

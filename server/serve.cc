@@ -14,6 +14,7 @@
 #include "server/backend_factory.h"
 #include "server/config.h"
 #include "server/server.h"
+#include "server/address.h"
 #include "spdlog/spdlog.h"
 
 namespace sensorium {
@@ -106,7 +107,12 @@ void AddServeCommand(CLI::App& app, int& exit_code) {
   CLI::App* command = app.add_subcommand("serve", "Serve models over gRPC until SIGTERM or Ctrl-C");
   command->add_option("--config", options->config, "YAML file; config/demo.yaml explains every key")
       ->required();
-  command->add_option("--listen", options->listen, "host:port instead of the file's server.listen");
+  command
+      ->add_option("--listen", options->listen,
+                   "HOST:PORT or unix:PATH instead of the file's server.listen")
+      ->check([](const std::string& address) {
+        return std::string(CheckAddress(address, /*min_port=*/0).message());
+      });
   command->add_option("--device", options->device,
                       "cpu or auto, instead of the file's device.kind");
   command->add_option("--dtype", options->dtype,

@@ -142,6 +142,8 @@ TEST(CliFormatTest, WhatDoesNotGoTogetherIsWrongUsage) {
       {{"models", "--server", "host:0"}, "from 1 to 65535"},
       {{"models", "--server", ":50051"}, "is not HOST:PORT"},
   };
+      {{"models", "--server", "127.0.0.1:99999"}, "is not HOST:PORT"},
+      {{"models", "--server", "unix:"}, "is not HOST:PORT"},
   for (const auto& [arguments, what] : kWrong) {
     const Outcome outcome = RunCommand(arguments);
     EXPECT_EQ(outcome.exit_code, 2) << what;

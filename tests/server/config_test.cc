@@ -97,6 +97,10 @@ TEST_F(ConfigTest, NamesFileLineAndKeyOfEveryMistake) {
   EXPECT_THAT(Error("models: [{name: a}]\n"), HasSubstr("a model has no path"));
   EXPECT_THAT(Error("log_level: info\n"), HasSubstr("lists no models"));
   EXPECT_THAT(Error("models: [\n"), HasSubstr(".yaml:"));
+  EXPECT_THAT(Error(models + "server: {listen: '127.0.0.1:99999'}\n"),
+              HasSubstr(":2: server.listen: '127.0.0.1:99999' is not HOST:PORT"));
+  EXPECT_THAT(Error(models + "server: {listen: nonsense}\n"), HasSubstr("'nonsense' is not HOST"));
+  EXPECT_THAT(Error(models + "server: {listen: [1]}\n"), HasSubstr("is not HOST:PORT"));
   EXPECT_THAT(Error(models + "limits: {default_max_tokens: 9, max_tokens: 8}\n"),
               HasSubstr("default_max_tokens is 9; limits.max_tokens is 8"));
 }
