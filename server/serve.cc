@@ -11,6 +11,8 @@
 #include <string>
 
 #include "runtime/engine/engine.h"
+#include "grpc/support/log.h"
+#include "runtime/base/status_macros.h"
 #include "server/backend_factory.h"
 #include "server/config.h"
 #include "server/server.h"
@@ -86,6 +88,8 @@ absl::Status Serve(const ServeOptions& options) {
   if (!engine.ok()) return engine.status();
   auto server = Server::Start(config->server, **engine);
   if (!server.ok()) return server.status();
+  // What gRPC has to say about itself: we tell the same in one line, or it is for who debugs.
+  gpr_set_log_function([](gpr_log_func_args* args) { spdlog::debug("grpc: {}", args->message); });
   std::string models;
   for (const ModelInfo& model : (*engine)->ListModels()) models += " " + model.name;
   spdlog::info("device: {}", (*engine)->device());
@@ -96,6 +100,7 @@ absl::Status Serve(const ServeOptions& options) {
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);  // a second signal ends the process at once
   (*server)->Drain();
   if (!asked) return absl::UnavailableError("the device failed; see the log above");
+  RETURN_IF_ERROR(ProbeListen(config->server.listen));  // before minutes of loading
   spdlog::info("stopped");
   return absl::OkStatus();
 }

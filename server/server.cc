@@ -9,6 +9,8 @@
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
+#include "runtime/base/status_macros.h"
+#include "server/address.h"
 #include "server/service.h"
 
 namespace sensorium {
@@ -31,6 +33,7 @@ class ServerImpl final : public Server {
   absl::Status Listen() {
     // Process-wide switches of gRPC; both must be on before a server is built.
     grpc::EnableDefaultHealthCheckService(true);
+    RETURN_IF_ERROR(ProbeListen(config_.listen));
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
     builder.AddListeningPort(config_.listen, grpc::InsecureServerCredentials(), &port_);
@@ -48,9 +51,8 @@ class ServerImpl final : public Server {
     builder.SetResourceQuota(quota);
     server_ = builder.BuildAndStart();
     if (!server_ || port_ == 0) {
-      return absl::UnavailableError(
-          absl::StrCat("cannot listen on ", config_.listen,
-                       ": the port is in use, or the address is not this machine's"));
+      // Somebody was faster since the probe, or gRPC knows more.
+      return absl::UnavailableError(absl::StrCat("cannot listen on ", config_.listen));
     }
     SetServing(true);
     return absl::OkStatus();
