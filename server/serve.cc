@@ -5,6 +5,7 @@
 #include <chrono>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <ctime>
 #include <memory>
 #include <optional>
@@ -38,10 +39,23 @@ void RaiseFileLimit() {
   }
 }
 
+// Of the ways out of loading, an hour of disk on a big model, this is the quick one: no thread but
+// the backend's runs yet, nothing is half written, and Engine::Create's progress cannot say no.
+void EndIfAsked(const sigset_t& signals) {
+  const timespec at_once{};
+  const int signal = sigtimedwait(&signals, nullptr, &at_once);
+  if (signal <= 0) return;
+  spdlog::info("{} while loading: stopped", signal == SIGTERM ? "SIGTERM" : "SIGINT");
+  spdlog::default_logger()->flush();
+  std::_Exit(128 + signal);  // as a shell tells of it: 130, 143
+}
+
 // Says how far loading is, at most once a second and at the end.
 class LoadLog {
  public:
+  explicit LoadLog(const sigset_t& signals) : signals_(signals) {}
   void operator()(const std::string& model, size_t done, size_t total) {
+    EndIfAsked(signals_);
     const auto now = std::chrono::steady_clock::now();
     if (done < total && now - last_ < std::chrono::seconds(1)) return;
     last_ = now;
@@ -49,6 +63,7 @@ class LoadLog {
   }
 
  private:
+  const sigset_t signals_;
   std::chrono::steady_clock::time_point last_ = std::chrono::steady_clock::now();
 };
 
@@ -84,7 +99,7 @@ absl::Status Serve(const ServeOptions& options) {
 
   auto backend = OpenBackend(config->backend);
   if (!backend.ok()) return backend.status();
-  auto engine = Engine::Create(config->engine, *std::move(backend), LoadLog());
+  auto engine = Engine::Create(config->engine, *std::move(backend), LoadLog(signals));
   if (!engine.ok()) return engine.status();
   auto server = Server::Start(config->server, **engine);
   if (!server.ok()) return server.status();
