@@ -22,6 +22,8 @@ constexpr int kMinPingIntervalMs = 10'000;
 // What gRPC's own buffers may take before it pushes back: a dozen requests of the largest size.
 constexpr size_t kBufferedRequests = 12;
 
+int Ms(double seconds) { return static_cast<int>(seconds * 1000); }
+
 class ServerImpl final : public Server {
  public:
   ServerImpl(const ServerConfig& config, Engine& engine)
@@ -31,9 +33,9 @@ class ServerImpl final : public Server {
   }
 
   absl::Status Listen() {
+    RETURN_IF_ERROR(ProbeListen(config_.listen));
     // Process-wide switches of gRPC; both must be on before a server is built.
     grpc::EnableDefaultHealthCheckService(true);
-    RETURN_IF_ERROR(ProbeListen(config_.listen));
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;
     builder.AddListeningPort(config_.listen, grpc::InsecureServerCredentials(), &port_);
@@ -45,6 +47,11 @@ class ServerImpl final : public Server {
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                                kMinPingIntervalMs);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Ms(config_.keepalive_seconds));
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                               Ms(config_.keepalive_timeout_seconds));
+    // A stream may be silent for long: a parked one, or one that waits in the queue.
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
     grpc::ResourceQuota quota("sensorium");
     quota.Resize(
         std::max<size_t>(size_t{256} << 20, kBufferedRequests * config_.max_message_bytes));

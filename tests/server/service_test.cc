@@ -21,6 +21,8 @@
 
 namespace sensorium {
 #include "tests/server/error_details.h"
+#include "tests/server/freezable_proxy.h"
+#include "tests/server/error_details.h"
 namespace {
 
 using ::testing::Contains;
@@ -201,6 +203,35 @@ TEST_F(ServiceTest, ACancelledStreamFreesEverythingItOwned) {
 }
 
 TEST_F(ServiceTest, ADeadlineEndsTheCallAndFreesEverything) {
+// Nobody says that it is gone: no FIN, no RST, no answer to a ping.
+TEST_F(ServiceTest, AClientThatVanishedFreesEverythingItOwned) {
+  ServerConfig config;
+  config.keepalive_seconds = 0.3;
+  config.keepalive_timeout_seconds = 0.3;
+  Start(Models(), config);
+  FreezableProxy proxy(server_->port());
+  const auto stub = v1::Inference::NewStub(grpc::CreateChannel(
+      "127.0.0.1:" + std::to_string(proxy.port()), grpc::InsecureChannelCredentials()));
+  // More than the connection's windows hold, so that it cannot end unread.
+  v1::GenerateRequest request = Ask("Describe this image.", "molmo-mini/wide.png");
+  const auto end =
+      nlohmann::json::parse(ModelFile("molmo-mini/answers.json"))[0]["greedy_ids"].back();
+  (*request.mutable_sampling()->mutable_logit_bias())[end.get<int32_t>()] = -100;
+  request.set_max_tokens(1800);
+  request.set_n(4);
+  request.set_logprobs(20);
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, request);
+  v1::GenerateResponse response;
+  do {
+    ASSERT_TRUE(reader->Read(&response));
+  } while (!response.has_delta());
+  proxy.Freeze();
+  EXPECT_GT(engine_->Stats().blocks_used, 0);
+  ExpectNothingOwned();
+  context.TryCancel();
+}
+
   Start();
   v1::TranscribeRequest request;
   request.set_audio(ModelFile("whisper-mini/morning.wav"));
