@@ -106,6 +106,11 @@ void AddClientOptions(CLI::App& command, ClientOptions& options) {
       ->check(CLI::Range(1, 1 << 20));
 }
 
+  command
+      .add_option("--cpu-level", options.cpu_level,
+                  "in process: instructions of the CPU backend, portable, avx2, avx512 or "
+                  "avx512_bf16; default auto, the best this machine has")
+      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}));
 absl::StatusOr<std::string> FindModelDirectory(const std::string& model) {
   if (IsCheckpoint(model)) return model;
   std::error_code error;
@@ -142,7 +147,9 @@ absl::StatusOr<OpenedClient> OpenClient(const ClientOptions& options) {
     config.speech_model = UniqueName(NameOf(path), config.models);
     config.models.push_back({.name = config.speech_model, .path = path});
   }
-  ASSIGN_OR_RETURN(auto backend, OpenBackend({.dtype = options.dtype, .threads = options.threads}));
+  ASSIGN_OR_RETURN(auto backend, OpenBackend({.dtype = options.dtype,
+                                              .cpu_level = options.cpu_level,
+                                              .threads = options.threads}));
   ProgressBar bar;
   const auto show = [&](const std::string& model, size_t done, size_t total) {
     bar.Update("loading " + model, static_cast<double>(done), static_cast<double>(total));

@@ -140,6 +140,7 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   engine.Number("block_tokens", &e.block_tokens, 16, 1024);
   engine.Number("max_batch_tokens", &e.max_batch_tokens, 1, 1 << 20);
   engine.Number("max_batch_seqs", &e.max_batch_seqs, 1, 1 << 16);
+  device.String("cpu_level", &config.backend.cpu_level);
   engine.Number("max_encode_units", &e.max_encode_units, 1, 1 << 16);
   engine.Number("max_waiting", &e.max_waiting, 0, 1 << 20);
   engine.Number("preparation_threads", &e.preparation_threads, 1, 1024);

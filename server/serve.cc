@@ -11,13 +11,13 @@
 #include <optional>
 #include <string>
 
-#include "runtime/engine/engine.h"
 #include "grpc/support/log.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/engine/engine.h"
+#include "server/address.h"
 #include "server/backend_factory.h"
 #include "server/config.h"
 #include "server/server.h"
-#include "server/address.h"
 #include "spdlog/spdlog.h"
 
 namespace sensorium {
@@ -26,7 +26,7 @@ namespace {
 
 struct ServeOptions {
   std::string config;
-  std::optional<std::string> listen, device, dtype;
+  std::optional<std::string> listen, device, dtype, cpu_level;
   std::optional<int> threads;
 };
 
@@ -88,23 +88,25 @@ absl::Status Serve(const ServeOptions& options) {
   sigaddset(&signals, SIGINT);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   RaiseFileLimit();
+  // What gRPC has to say about itself: we tell the same in one line, or it is for who debugs.
+  gpr_set_log_function([](gpr_log_func_args* args) { spdlog::debug("grpc: {}", args->message); });
 
   absl::StatusOr<Config> config = LoadConfig(options.config);
   if (!config.ok()) return config.status();
   if (options.listen) config->server.listen = *options.listen;
   if (options.device) config->backend.device = *options.device;
   if (options.dtype) config->backend.dtype = *options.dtype;
+  if (options.cpu_level) config->backend.cpu_level = *options.cpu_level;
   if (options.threads) config->backend.threads = *options.threads;
   spdlog::set_level(spdlog::level::from_str(config->log_level));
 
+  RETURN_IF_ERROR(ProbeListen(config->server.listen));  // before minutes of loading
   auto backend = OpenBackend(config->backend);
   if (!backend.ok()) return backend.status();
   auto engine = Engine::Create(config->engine, *std::move(backend), LoadLog(signals));
   if (!engine.ok()) return engine.status();
   auto server = Server::Start(config->server, **engine);
   if (!server.ok()) return server.status();
-  // What gRPC has to say about itself: we tell the same in one line, or it is for who debugs.
-  gpr_set_log_function([](gpr_log_func_args* args) { spdlog::debug("grpc: {}", args->message); });
   std::string models;
   for (const ModelInfo& model : (*engine)->ListModels()) models += " " + model.name;
   spdlog::info("device: {}", (*engine)->device());
@@ -115,7 +117,6 @@ absl::Status Serve(const ServeOptions& options) {
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);  // a second signal ends the process at once
   (*server)->Drain();
   if (!asked) return absl::UnavailableError("the device failed; see the log above");
-  RETURN_IF_ERROR(ProbeListen(config->server.listen));  // before minutes of loading
   spdlog::info("stopped");
   return absl::OkStatus();
 }
@@ -137,6 +138,9 @@ void AddServeCommand(CLI::App& app, int& exit_code) {
                       "cpu or auto, instead of the file's device.kind");
   command->add_option("--dtype", options->dtype,
                       "float32 (exact) or bfloat16, instead of the file's device.dtype");
+  command->add_option("--cpu-level", options->cpu_level,
+                      "auto, portable, avx2, avx512 or avx512_bf16, instead of the file's "
+                      "device.cpu_level");
   command->add_option("--threads", options->threads,
                       "threads of the CPU backend; 0: the cores this process may use");
   command->callback([options, &exit_code] {
