@@ -67,7 +67,15 @@ class Section {
   }
 
   absl::Status Read(const YAML::Node& node) const {
-    if (!node.IsMap()) return At(file_, node, absl::StrCat(name_, " must be keys with values"));
+    if (node.IsNull()) {
+      return At(file_, node,
+                name_.empty() ? "the file is empty; it must name models"
+                              : absl::StrCat(name_, " is empty"));
+    }
+    if (!node.IsMap()) {
+      return At(file_, node,
+                absl::StrCat(name_.empty() ? "the file" : name_, " must be keys with values"));
+    }
     std::set<std::string> seen;
     for (const auto& entry : node) {
       const std::string key = entry.first.Scalar();
@@ -132,6 +140,7 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
 
   device.String("kind", &config.backend.device);
   device.String("dtype", &config.backend.dtype);
+  device.String("cpu_level", &config.backend.cpu_level);
   device.Number("threads", &config.backend.threads, 0, 4096);
   device.Bool("pin_threads", &config.backend.pin_threads);
 
@@ -140,7 +149,6 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   engine.Number("block_tokens", &e.block_tokens, 16, 1024);
   engine.Number("max_batch_tokens", &e.max_batch_tokens, 1, 1 << 20);
   engine.Number("max_batch_seqs", &e.max_batch_seqs, 1, 1 << 16);
-  device.String("cpu_level", &config.backend.cpu_level);
   engine.Number("max_encode_units", &e.max_encode_units, 1, 1 << 16);
   engine.Number("max_waiting", &e.max_waiting, 0, 1 << 20);
   engine.Number("preparation_threads", &e.preparation_threads, 1, 1024);
@@ -187,7 +195,11 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
 }  // namespace
 
 absl::StatusOr<Config> LoadConfig(const std::string& path) {
-  if (!std::filesystem::is_regular_file(path)) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": is a directory, not a file"));
+  }
+  if (!std::filesystem::exists(path, error)) {
     return absl::NotFoundError(absl::StrCat(path, ": there is no such file"));
   }
   Config config;
