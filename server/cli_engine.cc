@@ -12,11 +12,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/status_macros.h"
 #include "runtime/engine/engine.h"
-#include "server/backend_factory.h"
 #include "server/address.h"
+#include "server/backend_factory.h"
 #include "server/cli.h"
 #include "server/local_client.h"
 #include "server/progress_bar.h"
@@ -68,8 +69,18 @@ std::string UniqueName(std::string name, const std::vector<ModelConfig>& others)
 }
 
 OpenedClient OpenServer(const ClientOptions& options) {
-  if (options.dtype != ClientOptions().dtype || options.threads != ClientOptions().threads) {
-    PrintError("with --server, --dtype and --threads are the server's own and change nothing");
+  // A server's engine was set up by who started it.
+  const ClientOptions defaults;
+  std::vector<const char*> unused;
+  if (options.speech_model != defaults.speech_model) unused.push_back("--speech-model");
+  if (options.dtype != defaults.dtype) unused.push_back("--dtype");
+  if (options.cpu_level != defaults.cpu_level) unused.push_back("--cpu-level");
+  if (options.threads != defaults.threads) unused.push_back("--threads");
+  if (options.kv_cache_mib != defaults.kv_cache_mib) unused.push_back("--kv-cache-mib");
+  if (!unused.empty()) {
+    PrintError(absl::StrCat("with --server, ", absl::StrJoin(unused, " and "),
+                            unused.size() == 1 ? " is the server's own and changes nothing"
+                                               : " are the server's own and change nothing"));
   }
   OpenedClient opened;
   opened.client = std::make_unique<RemoteClient>(options.server);
@@ -96,6 +107,11 @@ void AddClientOptions(CLI::App& command, ClientOptions& options) {
                   "float32")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
   command
+      .add_option("--cpu-level", options.cpu_level,
+                  "in process: instructions of the CPU backend, portable, avx2, avx512 or "
+                  "avx512_bf16; default auto, the best this machine has")
+      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}));
+  command
       .add_option("--threads", options.threads,
                   "in process: threads; default 0, the cores this process may use")
       ->check(CLI::Range(0, 4096));
@@ -106,11 +122,6 @@ void AddClientOptions(CLI::App& command, ClientOptions& options) {
       ->check(CLI::Range(1, 1 << 20));
 }
 
-  command
-      .add_option("--cpu-level", options.cpu_level,
-                  "in process: instructions of the CPU backend, portable, avx2, avx512 or "
-                  "avx512_bf16; default auto, the best this machine has")
-      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}));
 absl::StatusOr<std::string> FindModelDirectory(const std::string& model) {
   if (IsCheckpoint(model)) return model;
   std::error_code error;
