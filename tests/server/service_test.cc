@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "gmock/gmock.h"
+#include "google/protobuf/message.h"
+#include "google/protobuf/text_format.h"
 #include "google/rpc/error_details.pb.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "grpcpp/grpcpp.h"
@@ -18,11 +20,10 @@
 #include "server/backend_factory.h"
 #include "server/convert.h"
 #include "server/server.h"
-
-namespace sensorium {
 #include "tests/server/error_details.h"
 #include "tests/server/freezable_proxy.h"
-#include "tests/server/error_details.h"
+
+namespace sensorium {
 namespace {
 
 using ::testing::Contains;
@@ -202,7 +203,6 @@ TEST_F(ServiceTest, ACancelledStreamFreesEverythingItOwned) {
   ExpectNothingOwned();
 }
 
-TEST_F(ServiceTest, ADeadlineEndsTheCallAndFreesEverything) {
 // Nobody says that it is gone: no FIN, no RST, no answer to a ping.
 TEST_F(ServiceTest, AClientThatVanishedFreesEverythingItOwned) {
   ServerConfig config;
@@ -232,6 +232,7 @@ TEST_F(ServiceTest, AClientThatVanishedFreesEverythingItOwned) {
   context.TryCancel();
 }
 
+TEST_F(ServiceTest, ADeadlineEndsTheCallAndFreesEverything) {
   Start();
   v1::TranscribeRequest request;
   request.set_audio(ModelFile("whisper-mini/morning.wav"));
@@ -261,11 +262,13 @@ TEST_F(ServiceTest, ErrorsSayWhatIsWrongAndWhichField) {
   answer = Generate(request);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::NOT_FOUND);
   EXPECT_THAT(answer.status.error_message(), HasSubstr("molmo-mini"));
+  EXPECT_EQ(Reason(answer.status), "NOT_FOUND");
 
   request = Ask("hm");
   request.mutable_messages(0)->add_parts()->mutable_image()->set_data("no picture");
   answer = Generate(request);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Reason(answer.status), "INVALID_ARGUMENT");
 
   request = Ask("hm");
   request.set_max_tokens(1'000'000);
@@ -274,37 +277,6 @@ TEST_F(ServiceTest, ErrorsSayWhatIsWrongAndWhichField) {
   ExpectNothingOwned();
 }
 
-TEST_F(ServiceTest, AMessageAboveTheLimitIsRefused) {
-  ServerConfig config;
-  config.max_message_bytes = 1 << 20;
-  Start(Models(), config);
-  v1::TranscribeRequest request;
-  request.set_audio(std::string(2 << 20, 'x'));
-  grpc::ClientContext context;
-  auto reader = stub_->Transcribe(&context, request);
-  v1::TranscribeResponse response;
-  EXPECT_FALSE(reader->Read(&response));
-  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
-}
-
-TEST_F(ServiceTest, TranscribeStreamIsNotInThisVersion) {
-  Start();
-  grpc::ClientContext context;
-  EXPECT_EQ(Reason(answer.status), "NOT_FOUND");
-  auto stream = stub_->TranscribeStream(&context);
-  stream->WritesDone();
-  v1::TranscribeStreamResponse response;
-  EXPECT_FALSE(stream->Read(&response));
-  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNIMPLEMENTED);
-  EXPECT_EQ(Reason(answer.status), "INVALID_ARGUMENT");
-}
-
-TEST_F(ServiceTest, TokenizeTellsWhatAPictureAndARecordingCost) {
-  Start();
-  v1::TokenizeRequest request;
-  request.set_model("molmo-mini");
-  request.set_text("How many red circles are there?");
-  request.set_image(ModelFile("molmo-mini/shapes.png"));
 TEST_F(ServiceTest, ErrorsOfEveryKindOfCallCarryTheirReason) {
   Start();
   grpc::ClientContext unary;
@@ -351,6 +323,35 @@ TEST_F(ServiceTest, AFullServerSaysWhenToComeBack) {
   EXPECT_TRUE(Detail<google::rpc::RetryInfo>(refused->error_details()).has_value());
 }
 
+TEST_F(ServiceTest, AMessageAboveTheLimitIsRefused) {
+  ServerConfig config;
+  config.max_message_bytes = 1 << 20;
+  Start(Models(), config);
+  v1::TranscribeRequest request;
+  request.set_audio(std::string(2 << 20, 'x'));
+  grpc::ClientContext context;
+  auto reader = stub_->Transcribe(&context, request);
+  v1::TranscribeResponse response;
+  EXPECT_FALSE(reader->Read(&response));
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST_F(ServiceTest, TranscribeStreamIsNotInThisVersion) {
+  Start();
+  grpc::ClientContext context;
+  auto stream = stub_->TranscribeStream(&context);
+  stream->WritesDone();
+  v1::TranscribeStreamResponse response;
+  EXPECT_FALSE(stream->Read(&response));
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNIMPLEMENTED);
+}
+
+TEST_F(ServiceTest, TokenizeTellsWhatAPictureAndARecordingCost) {
+  Start();
+  v1::TokenizeRequest request;
+  request.set_model("molmo-mini");
+  request.set_text("How many red circles are there?");
+  request.set_image(ModelFile("molmo-mini/shapes.png"));
   request.set_chat(true);
   v1::TokenizeResponse response;
   grpc::ClientContext context;
@@ -405,6 +406,57 @@ TEST_F(ServiceTest, HealthTellsServingAndWatchersHearOfTheEnd) {
   ASSERT_TRUE(watch->Read(&response));
   EXPECT_EQ(response.status(), HealthCheckResponse::NOT_SERVING);
   context.TryCancel();
+}
+
+// One question to grpc.reflection.v1alpha, in protobuf's text format, as its answer's. Its messages
+// come from the pool, since Debian has the library without a header for them.
+std::string AskReflection(grpc::Channel& channel, const std::string& question) {
+  using google::protobuf::DescriptorPool;
+  using google::protobuf::MessageFactory;
+  const auto make = [](const std::string& name) {
+    const auto* type =
+        DescriptorPool::generated_pool()->FindMessageTypeByName("grpc.reflection.v1alpha." + name);
+    return std::unique_ptr<google::protobuf::Message>(
+        MessageFactory::generated_factory()->GetPrototype(type)->New());
+  };
+  const auto request = make("ServerReflectionRequest"), response = make("ServerReflectionResponse");
+  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(question, request.get()));
+  const grpc::internal::RpcMethod method(
+      "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+      grpc::internal::RpcMethod::BIDI_STREAMING);
+  grpc::ClientContext context;
+  using Stream = grpc::ClientReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>;
+  const std::unique_ptr<Stream> stream(
+      grpc::internal::ClientReaderWriterFactory<grpc::ByteBuffer, grpc::ByteBuffer>::Create(
+          &channel, method, &context));
+  const grpc::Slice sent(request->SerializeAsString());
+  EXPECT_TRUE(stream->Write(grpc::ByteBuffer(&sent, 1)));
+  stream->WritesDone();
+  grpc::ByteBuffer got;
+  EXPECT_TRUE(stream->Read(&got));
+  std::vector<grpc::Slice> slices;
+  EXPECT_TRUE(got.Dump(&slices).ok());
+  std::string bytes;
+  for (const grpc::Slice& s : slices) {
+    bytes.append(reinterpret_cast<const char*>(s.begin()), s.size());
+  }
+  EXPECT_TRUE(response->ParseFromString(bytes));
+  EXPECT_TRUE(stream->Finish().ok());
+  return response->DebugString();
+}
+
+TEST_F(ServiceTest, ReflectionListsAndDescribesEveryService) {
+  Start();
+  const std::string services = AskReflection(*channel_, "list_services: ''");
+  for (const char* name : {"sensorium.v1.Inference", "grpc.health.v1.Health"}) {
+    EXPECT_THAT(services, HasSubstr(std::string("name: \"") + name + "\""));
+    const std::string file =
+        AskReflection(*channel_, std::string("file_containing_symbol: '") + name + "'");
+    EXPECT_THAT(file, HasSubstr("file_descriptor_proto"));
+    EXPECT_THAT(file, ::testing::Not(HasSubstr("error_response")));
+  }
+  EXPECT_THAT(AskReflection(*channel_, "file_containing_symbol: 'grpc.health.v1.Health'"),
+              HasSubstr("HealthCheckRequest"));
 }
 
 TEST_F(ServiceTest, DrainingFinishesWhatRunsAndRefusesWhatComes) {
