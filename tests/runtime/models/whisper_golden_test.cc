@@ -16,8 +16,11 @@ namespace {
 
 class WhisperGoldenTest : public testing::TestWithParam<const char*> {
  protected:
-  void SetUp() override {
-    runner_.emplace(dir_);
+  void SetUp() override { Open({}); }
+  void Open(CpuBackendOptions options) {
+    cross_.reset();
+    runner_.reset();
+    runner_.emplace(dir_, options);
     LoadedModel& m = runner_->model();
     golden_ = ReadTestJson(dir_ + "/cases.json");
     const std::string bytes = ReadTestFile(dir_ + "/" + golden_["audio"].get<std::string>());
@@ -118,6 +121,21 @@ TEST_P(WhisperGoldenTest, MelEncoderAndForcedLogitsAreTheReferences) {
   BlockTable table = runner_->NewTable();
   const std::vector<float> logits = runner_->Run(prompt, 0, table, wanted, &*cross_);
   EXPECT_LT(RelativeError(logits, stages.at("logits").data), 1e-4);
+}
+
+TEST_P(WhisperGoldenTest, EveryCpuLevelGivesTheReferencesForcedLogits) {
+  const auto stages = ReadStages(dir_ + "/stages.safetensors");
+  const auto prompt = golden_["forced_prompt"].get<std::vector<int32_t>>();
+  std::vector<int32_t> wanted(prompt.size());
+  std::iota(wanted.begin(), wanted.end(), 0);
+  for (const CpuLevel level : AvailableCpuLevels()) {
+    SCOPED_TRACE(Name(level));
+    Open({.level = level});
+    Encode();
+    BlockTable table = runner_->NewTable();
+    const std::vector<float> logits = runner_->Run(prompt, 0, table, wanted, &*cross_);
+    EXPECT_LT(RelativeError(logits, stages.at("logits").data), 1e-4);
+  }
 }
 
 TEST_P(WhisperGoldenTest, EveryDecodeRunGivesTheReferencesTokens) {
