@@ -1,7 +1,9 @@
 #include "server/backend_factory.h"
 
 #include "absl/strings/str_cat.h"
+#include "runtime/base/status_macros.h"
 #include "runtime/cpu/cpu_backend.h"
+#include "runtime/cpu/cpu_level.h"
 
 namespace sensorium {
 
@@ -21,6 +23,9 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& optio
   if (options.device != "cpu" && options.device != "auto") {
     return absl::InvalidArgumentError(
         absl::StrCat("device is '", options.device, "'; there are cpu and auto"));
+  }
+  if (options.cpu_level != "auto") {
+    ASSIGN_OR_RETURN(cpu.level, ParseCpuLevel(options.cpu_level));
   }
   cpu.threads = options.threads;
   cpu.pin_threads = options.pin_threads;

@@ -12,6 +12,7 @@ namespace sensorium {
 struct BackendOptions {
   std::string device = "auto";    // "cpu", or "auto": the best there is in this build
   std::string dtype = "float32";  // storage and arithmetic: "float32" (exact) or "bfloat16"
+  std::string cpu_level = "auto";  // cpu: instructions used; "auto": the best this machine has
   int threads = 0;                // cpu: 0 takes the cores this process may use
   bool pin_threads = false;       // cpu: bind each thread to a core
 };

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "runtime/base/status_macros.h"
+#include "server/address.h"
 #include "yaml-cpp/yaml.h"
 
 namespace sensorium {
@@ -66,7 +67,15 @@ class Section {
   }
 
   absl::Status Read(const YAML::Node& node) const {
-    if (!node.IsMap()) return At(file_, node, absl::StrCat(name_, " must be keys with values"));
+    if (node.IsNull()) {
+      return At(file_, node,
+                name_.empty() ? "the file is empty; it must name models"
+                              : absl::StrCat(name_, " is empty"));
+    }
+    if (!node.IsMap()) {
+      return At(file_, node,
+                absl::StrCat(name_.empty() ? "the file" : name_, " must be keys with values"));
+    }
     std::set<std::string> seen;
     for (const auto& entry : node) {
       const std::string key = entry.first.Scalar();
@@ -119,7 +128,11 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   Section server(file, "server"), device(file, "device"), engine(file, "engine"),
       limits(file, "limits"), top(file, "");
 
-  server.String("listen", &config.server.listen);
+  server.Other("listen", [&](const YAML::Node& node) {
+    config.server.listen = node.IsScalar() ? node.Scalar() : "";
+    const absl::Status status = CheckAddress(config.server.listen, /*min_port=*/0);
+    return status.ok() ? status : At(file, node, absl::StrCat("server.listen: ", status.message()));
+  });
   server.Number("max_message_mib", &config.server.max_message_bytes, 1, 1024, kMiB);
   server.Number("max_concurrent_calls", &config.server.max_concurrent_calls, 1, 100000);
   server.Number("drain_delay_seconds", &config.server.drain_delay_seconds, 0, 3600);
@@ -127,6 +140,7 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
 
   device.String("kind", &config.backend.device);
   device.String("dtype", &config.backend.dtype);
+  device.String("cpu_level", &config.backend.cpu_level);
   device.Number("threads", &config.backend.threads, 0, 4096);
   device.Bool("pin_threads", &config.backend.pin_threads);
 
@@ -181,7 +195,11 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
 }  // namespace
 
 absl::StatusOr<Config> LoadConfig(const std::string& path) {
-  if (!std::filesystem::is_regular_file(path)) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": is a directory, not a file"));
+  }
+  if (!std::filesystem::exists(path, error)) {
     return absl::NotFoundError(absl::StrCat(path, ": there is no such file"));
   }
   Config config;

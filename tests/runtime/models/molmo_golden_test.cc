@@ -203,6 +203,22 @@ TEST_P(MolmoGoldenTest, EveryStageOfTheSquarePictureIsTheReferences) {
   }
 }
 
+TEST_P(MolmoGoldenTest, EveryCpuLevelGivesTheReferencesTokens) {
+  const auto golden = ReadTestJson(dir_ + "/cases.json")[0];
+  const auto stages = ReadStages(dir_ + "/stages-square.safetensors");
+  for (const CpuLevel level : AvailableCpuLevels()) {
+    SCOPED_TRACE(Name(level));
+    ModelRunner runner(dir_, {.level = level});
+    MolmoCase c(runner, dir_ + "/" + golden["image"].get<std::string>(),
+                golden["turns"].get<std::vector<std::string>>());
+    c.Encode();
+    const std::vector<float> logits = c.PrefillAll();
+    EXPECT_LT(RelativeError(logits, stages.at("logits_last").data), 2e-5);
+    const auto want = golden["greedy_ids"].get<std::vector<int32_t>>();
+    EXPECT_EQ(c.Greedy(logits, want.size()), want);
+  }
+}
+
 TEST_P(MolmoGoldenTest, PrefillInChunksOfAnyLengthGivesTheSameBits) {
   ModelRunner runner(dir_);
   const auto golden = ReadTestJson(dir_ + "/cases.json")[0];
