@@ -307,12 +307,6 @@ std::optional<Response> Convert(const Event& event) {
 
 }  // namespace
 
-absl::Status FieldError(const std::string& field, const std::string& what) {
-  absl::Status status = absl::InvalidArgumentError(absl::StrCat(field, " ", what));
-  status.SetPayload(kFieldUrl, absl::Cord(field));
-  return status;
-}
-
 absl::StatusOr<GenerateRequest> FromProto(v1::GenerateRequest&& in, const CallContext& call) {
   RETURN_IF_ERROR(InRange("max_tokens", in.max_tokens(), 0, INT32_MAX));
   RETURN_IF_ERROR(InRange("logprobs", in.logprobs(), 0, kMaxAlternatives));
@@ -437,7 +431,8 @@ std::string StatusDetails(const absl::Status& status) {
     violation.set_description(std::string(status.message()));
     out.add_details()->PackFrom(bad);
   }
-  if (absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) {
+  const bool no_retry = status.GetPayload("sensorium/no_retry").has_value();
+  if (!no_retry && (absl::IsResourceExhausted(status) || absl::IsUnavailable(status))) {
     google::rpc::RetryInfo retry;
     retry.mutable_retry_delay()->set_seconds(kRetrySeconds);
     out.add_details()->PackFrom(retry);

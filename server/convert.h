@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "runtime/base/status_payload.h"
 #include "runtime/engine/engine.h"
 #include "sensorium/v1/sensorium.pb.h"
 
@@ -32,10 +33,7 @@ v1::TokenizeResponse ToProto(const TokenizeResult& result);
 v1::ListModelsResponse ToProto(const std::vector<ModelInfo>& models);
 
 // The google.rpc.Status that travels in grpc-status-details-bin: BadRequest when the status names a
-// field, RetryInfo for RESOURCE_EXHAUSTED and UNAVAILABLE. Empty when there is nothing to add.
+// field, RetryInfo for RESOURCE_EXHAUSTED (unless no waiting would help) and UNAVAILABLE. Empty when there is nothing to add.
 std::string StatusDetails(const absl::Status& status);
-
-// INVALID_ARGUMENT about one field of the request, by its path ("sampling.top_p").
-absl::Status FieldError(const std::string& field, const std::string& what);
 
 }  // namespace sensorium

@@ -277,6 +277,7 @@ TEST(ConvertTest, DetailsNameTheFieldAndTheTimeToRetry) {
   ASSERT_TRUE(details.details(0).UnpackTo(&retry));
   EXPECT_GT(retry.retry_delay().seconds(), 0);
   EXPECT_EQ(StatusDetails(absl::NotFoundError("no model")), "");
+  EXPECT_EQ(StatusDetails(NeverFits("too large for ever")), "") << "no waiting would help";
 }
 
 }  // namespace
