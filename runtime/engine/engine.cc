@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/status_payload.h"
 #include "runtime/engine/intake.h"
 #include "runtime/engine/job.h"
 #include "runtime/engine/loaded_model.h"
@@ -234,6 +235,7 @@ void EngineImpl::Drain(Deadline deadline) {
     std::lock_guard lock(mu_);
     cancel_all_ = true;
   }
+  intake_->StopPreparing();
   waker_->Wake();
   intake_->WaitUntilEmpty(std::nullopt);
 }
@@ -254,7 +256,7 @@ absl::StatusOr<TokenizeResult> EngineImpl::Tokenize(const TokenizeRequest& reque
 
 void EngineImpl::Submit(std::unique_ptr<Job> job, TicketPtr ticket) {
   if (!scheduler_->Fits(job->spec())) {  // reads constants only
-    job->End(absl::ResourceExhaustedError(absl::StrCat(
+    job->End(NeverFits(absl::StrCat(
         "the request needs ", job->spec().blocks, " KV blocks and ", job->spec().rows,
         " rows at worst; the server has ", blocks_->total(), " and ",
         std::min(config_.max_batch_seqs, config_.max_batch_tokens))));

@@ -82,7 +82,7 @@ class Engine {
   virtual std::shared_ptr<GenerateQueue> Generate(GenerateRequest request) = 0;
   virtual std::shared_ptr<TranscribeQueue> Transcribe(TranscribeRequest request) = 0;
 
-  // Decodes media on the calling thread: may take a while.
+  // Decodes media on the calling thread: may take a while. Counts as a request while it does.
   virtual absl::StatusOr<TokenizeResult> Tokenize(const TokenizeRequest& request) const = 0;
   virtual std::vector<ModelInfo> ListModels() const = 0;
   virtual EngineStats Stats() const = 0;

@@ -1,6 +1,7 @@
 // Requests in: everything between a client's call and the engine thread. Looks the model up, counts
 // who is accepted, and has media decoded and text tokenised on a few preparation threads; what comes
-// out is a Job. Thread-safe.
+// out is a Job. All that a stranger can make us hold is counted before it is held: requests by
+// tickets, the bytes of media, decoded or not, by one budget. Thread-safe.
 #pragma once
 
 #include <atomic>
@@ -20,6 +21,7 @@
 #include "runtime/engine/loaded_model.h"
 #include "runtime/engine/preparation.h"
 #include "runtime/engine/task_pool.h"
+#include "runtime/engine/tenant_directory.h"
 
 namespace sensorium {
 
@@ -27,11 +29,12 @@ class Intake;
 
 // A request's place in the count of accepted requests; gives it back when it goes.
 struct Ticket {
-  explicit Ticket(Intake& i) : intake(i) {}
+  Ticket(Intake& i, int32_t t) : intake(i), tenant(t) {}
   ~Ticket();
   Ticket(const Ticket&) = delete;
   Ticket& operator=(const Ticket&) = delete;
   Intake& intake;
+  const int32_t tenant;  // index, see TenantDirectory
 };
 using TicketPtr = std::shared_ptr<Ticket>;
 
@@ -45,7 +48,8 @@ class Intake {
     std::function<bool()> broken;  // the device failed: nothing will be served any more
   };
 
-  // `backend` and `models` outlive it and stay as they are. NOT_FOUND: config.speech_model.
+  // `backend` and `models` outlive it and stay as they are. NOT_FOUND: config.speech_model;
+  // INVALID_ARGUMENT: config.max_tenants.
   static absl::StatusOr<std::unique_ptr<Intake>> Create(
       const EngineConfig& config, Backend& backend,
       std::span<const std::unique_ptr<LoadedModel>> models, StepLoop loop);
@@ -57,6 +61,8 @@ class Intake {
   absl::StatusOr<TokenizeResult> Tokenize(const TokenizeRequest& request);
 
   void StopAccepting();  // UNAVAILABLE from here on
+  // Preparations end within a few rows or blocks of media from here on, with UNAVAILABLE.
+  void StopPreparing() { ending_ = true; }
   // Returns whether all tickets were given back by `deadline`; nullopt waits for it.
   bool WaitUntilEmpty(std::optional<Deadline> deadline);
   size_t media_bytes() const { return media_budget_.used(); }
@@ -68,21 +74,26 @@ class Intake {
   Intake(const EngineConfig& config, Backend& backend,
          std::span<const std::unique_ptr<LoadedModel>> models, StepLoop loop);
 
-  absl::StatusOr<TicketPtr> Enter();
-  void Leave();
+  absl::StatusOr<TicketPtr> Enter(const std::string& tenant);
+  void Leave(int32_t tenant);
   absl::StatusOr<LoadedModel*> FindModel(const std::string& name, bool whisper) const;
   std::string NextRequestId(const char* kind);
 
+  // On a preparation thread: `work`, whose failure, an exception included, is the end of `queue`.
+  template <typename Queue>
+  void Post(std::shared_ptr<Queue> queue, std::function<absl::Status()> work);
+
   // Spoken parts first, one behind the other; then the prompt. Runs on the preparation threads.
   struct PendingGenerate;
-  void TranscribeNextPart(std::shared_ptr<PendingGenerate> pending);
-  void TakeHeard(std::shared_ptr<PendingGenerate> pending,
-                 const std::shared_ptr<TranscribeQueue>& hearing);
-  void FinishGenerate(std::shared_ptr<PendingGenerate> pending);
+  absl::Status TranscribeNextPart(std::shared_ptr<PendingGenerate> pending);
+  absl::Status TakeHeard(std::shared_ptr<PendingGenerate> pending,
+                         const std::shared_ptr<TranscribeQueue>& hearing);
+  absl::Status FinishGenerate(std::shared_ptr<PendingGenerate> pending);
   absl::Status SubmitTranscribe(LoadedModel& model, TranscribeRequest request,
-                                std::shared_ptr<TranscribeQueue> queue, TicketPtr ticket,
-                                const std::string& request_id, Clock::time_point submitted,
-                                std::function<bool()> also_cancelled);
+                                MediaReservation undecoded, std::shared_ptr<TranscribeQueue> queue,
+                                TicketPtr ticket, const std::string& request_id,
+                                Clock::time_point submitted, std::function<bool()> also_cancelled);
+  absl::StatusOr<TokenizeResult> TokenizeNow(const TokenizeRequest& request);
 
   const EngineConfig config_;
   Backend& backend_;
@@ -90,6 +101,8 @@ class Intake {
   const StepLoop loop_;
   LoadedModel* speech_model_ = nullptr;  // constant after Create
   MediaBudget media_budget_;
+  TenantDirectory tenants_;
+  std::atomic<bool> ending_{false};
   std::atomic<int64_t> next_request_{1};
 
   std::mutex mu_;
