@@ -157,6 +157,7 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   limits.Number("default_max_tokens", &e.default_max_tokens, 1, 1 << 20);
   limits.Number("max_tokens", &e.max_tokens_limit, 1, 1 << 20);
   limits.Number("decoded_media_mib", &e.max_media_bytes, 1, 1024.0 * 1024, kMiB);
+  limits.Number("decode_seconds", &e.decode_seconds, 0.001, 86400);
   limits.Number("image_mib", &e.image_limits.max_bytes, 0.001, 1024, kMiB);
   limits.Number("image_megapixels", &e.image_limits.max_pixels, 0.001, 1000, 1e6);
   limits.Number("audio_mib", &e.audio_limits.max_bytes, 0.001, 1024, kMiB);

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "runtime/base/status_payload.h"
 #include "runtime/engine/engine.h"
 #include "sensorium/v1/sensorium.pb.h"
 

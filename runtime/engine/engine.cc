@@ -1,23 +1,14 @@
 #include "runtime/engine/engine.h"
 
 #include <algorithm>
-#include <atomic>
-#include <map>
-#include <numeric>
-#include <thread>
+#include <cmath>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
-#include "runtime/engine/generate_job.h"
+#include "runtime/engine/intake.h"
 #include "runtime/engine/loaded_model.h"
-#include "runtime/engine/preparation.h"
 #include "runtime/engine/step_loop.h"
-#include "runtime/engine/task_pool.h"
-#include "runtime/engine/step_batch.h"
-#include "runtime/engine/transcribe_job.h"
-#include "runtime/kv_cache/block_allocator.h"
-#include "runtime/scheduler/scheduler.h"
 #include "spdlog/spdlog.h"
 
 namespace sensorium {
@@ -26,71 +17,58 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-int64_t MicrosSince(Clock::time_point start) {
-  return std::chrono::duration_cast<std::chrono::microseconds>(Clock::now() - start).count();
-}
-
+// Requests go in through Intake, are computed by StepLoop, and come out through their queues.
 class EngineImpl : public Engine {
  public:
   EngineImpl(const EngineConfig& config, std::unique_ptr<Backend> backend)
-      : config_(config), backend_(std::move(backend)), media_budget_(config.max_media_bytes) {}
-  ~EngineImpl() override;
+      : config_(config), backend_(std::move(backend)) {}
+  ~EngineImpl() override {
+    if (intake_) Drain(Clock::now());
+  }
 
   absl::Status Load(const Progress& progress);
 
-  std::shared_ptr<GenerateQueue> Generate(GenerateRequest request) override;
-  std::shared_ptr<TranscribeQueue> Transcribe(TranscribeRequest request) override;
-  absl::StatusOr<TokenizeResult> Tokenize(const TokenizeRequest& request) const override;
+  std::shared_ptr<GenerateQueue> Generate(GenerateRequest request) override {
+    return intake_->Generate(std::move(request));
+  }
+  std::shared_ptr<TranscribeQueue> Transcribe(TranscribeRequest request) override {
+    return intake_->Transcribe(std::move(request));
+  }
+  absl::StatusOr<TokenizeResult> Tokenize(const TokenizeRequest& request) const override {
+    return intake_->Tokenize(request);
+  }
   std::vector<ModelInfo> ListModels() const override;
   EngineStats Stats() const override;
   std::string device() const override { return backend_->description(); }
   void Drain(Deadline deadline) override;
 
  private:
-  // A request's place in the count of accepted requests; gives it back when it goes.
-  struct Ticket {
-    explicit Ticket(EngineImpl& e) : engine(e) {}
-    ~Ticket() { engine.Leave(); }
-    EngineImpl& engine;
-  };
-  using TicketPtr = std::shared_ptr<Ticket>;
-
-  absl::StatusOr<TicketPtr> Enter();
-  void Leave();
-  absl::StatusOr<LoadedModel*> FindModel(const std::string& name, bool whisper) const;
-  std::string NextRequestId(const char* kind);
-
-  // Spoken parts first, one behind the other; then the prompt. Runs on the preparation threads.
-  struct PendingGenerate;
-  void TranscribeNextPart(std::shared_ptr<PendingGenerate> pending);
-  void TakeHeard(std::shared_ptr<PendingGenerate> pending,
-                 const std::shared_ptr<TranscribeQueue>& hearing);
-  void FinishGenerate(std::shared_ptr<PendingGenerate> pending);
-  absl::Status SubmitTranscribe(LoadedModel& model, TranscribeRequest request,
-                                std::shared_ptr<TranscribeQueue> queue, TicketPtr ticket,
-                                const std::string& request_id, Clock::time_point submitted,
-                                std::function<bool()> also_cancelled);
-  // Hands a prepared job to the engine thread.
-  void Submit(std::unique_ptr<Job> job, TicketPtr ticket);
-
   const EngineConfig config_;
   const std::unique_ptr<Backend> backend_;
   std::vector<std::unique_ptr<LoadedModel>> models_;  // constant after Load
-  LoadedModel* speech_model_ = nullptr;
-  mutable MediaBudget media_budget_;
-
+  // In this order: preparation threads submit to the loop, and end first.
   std::unique_ptr<StepLoop> loop_;
-
-  mutable std::mutex mu_;
-  std::condition_variable idle_;
-  bool draining_ = false;  // guarded by mu_, as all below
-  int32_t accepted_ = 0;   // requests that hold a ticket
-  std::atomic<int64_t> next_request_{1};
-
-  std::unique_ptr<TaskPool> preparation_;
+  std::unique_ptr<Intake> intake_;
 };
 
-// ---- Start and end ----------------------------------------------------------------------------------
+// The limits of every tenant there may be, by TenantDirectory's indices: the configured ones first.
+absl::StatusOr<std::vector<TenantOptions>> LimitsOf(const EngineConfig& config) {
+  std::vector<TenantOptions> tenants(
+      std::max<size_t>(config.tenants.size(), std::max(1, config.max_tenants)) + 1);
+  for (size_t t = 0; t < config.tenants.size(); ++t) {
+    const TenantConfig& c = config.tenants[t];
+    const double weight = std::round(c.weight * 1000);
+    if (!(weight >= 1 && weight <= 1e6)) {
+      return absl::InvalidArgumentError(absl::StrCat("tenant '", c.name, "': weight is ", c.weight,
+                                                     "; allowed are 0.001 to 1000"));
+    }
+    tenants[t].weight = static_cast<int32_t>(weight);
+    if (c.max_waiting > 0) tenants[t].max_waiting = c.max_waiting;
+    if (c.max_running > 0) tenants[t].max_running = c.max_running;
+    if (c.max_blocks > 0) tenants[t].max_blocks = c.max_blocks;
+  }
+  return tenants;
+}
 
 absl::Status EngineImpl::Load(const Progress& progress) {
   if (config_.models.empty()) return absl::InvalidArgumentError("the config names no model");
@@ -108,257 +86,30 @@ absl::Status EngineImpl::Load(const Progress& progress) {
     model->index = static_cast<int32_t>(models_.size());
     spdlog::info("loaded {} ({}, {:.1f} M parameters, {}) in {:.2f} s", m.name, model->info.kind,
                  static_cast<double>(model->info.parameters) / 1e6, model->info.dtype,
-                 static_cast<double>(MicrosSince(start)) / 1e6);
+                 std::chrono::duration<double>(Clock::now() - start).count());
     models_.push_back(std::move(model));
   }
-  if (!config_.speech_model.empty()) {
-    ASSIGN_OR_RETURN(speech_model_, FindModel(config_.speech_model, /*whisper=*/true));
-  } else if (auto found = FindModel("", /*whisper=*/true); found.ok()) {
-    speech_model_ = *found;
-  }
-  std::vector<TenantOptions> tenants(1);
-  ASSIGN_OR_RETURN(loop_, StepLoop::Create(config_, tenants, *backend_, models_));
+  ASSIGN_OR_RETURN(std::vector<TenantOptions> tenants, LimitsOf(config_));
+  ASSIGN_OR_RETURN(loop_, StepLoop::Create(config_, std::move(tenants), *backend_, models_));
+  Intake::StepLoop seam{.submit =
+                            [this](std::unique_ptr<Job> job, TicketPtr ticket) {
+                              const int32_t tenant = ticket->tenant;
+                              loop_->Submit(std::move(job), tenant, std::move(ticket));
+                            },
+                        .wake = loop_->WakeFunction(),
+                        .broken = [this] { return loop_->Stats().broken; }};
+  ASSIGN_OR_RETURN(intake_, Intake::Create(config_, models_, std::move(seam)));
   loop_->Start();
-  preparation_ = std::make_unique<TaskPool>(std::max(1, config_.preparation_threads));
   return absl::OkStatus();
-}
-
-EngineImpl::~EngineImpl() {
-  if (!loop_) return;
-  Drain(Clock::now());
-  preparation_.reset();
-  loop_.reset();
 }
 
 void EngineImpl::Drain(Deadline deadline) {
-  std::unique_lock lock(mu_);
-  draining_ = true;
-  const auto all_gone = [&] { return accepted_ == 0; };
-  if (idle_.wait_until(lock, deadline, all_gone)) return;
+  intake_->StopAccepting();
+  if (intake_->WaitUntilEmpty(deadline)) return;
   loop_->CancelAll();
-  idle_.wait(lock, all_gone);
+  intake_->StopPreparing();
+  intake_->WaitUntilEmpty(std::nullopt);
 }
-
-// ---- Requests in --------------------------------------------------------------------------------------
-
-absl::StatusOr<EngineImpl::TicketPtr> EngineImpl::Enter() {
-  std::lock_guard lock(mu_);
-  if (loop_->Stats().broken) {
-    return absl::UnavailableError("the device failed; the server is ending");
-  }
-  if (draining_) return absl::UnavailableError("the server is draining");
-  const int32_t limit = config_.max_waiting + config_.max_batch_seqs;
-  if (accepted_ >= limit) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(accepted_, " requests run or wait; the limit is ", limit));
-  }
-  ++accepted_;
-  return std::make_shared<Ticket>(*this);
-}
-
-void EngineImpl::Leave() {
-  std::lock_guard lock(mu_);
-  if (--accepted_ == 0) idle_.notify_all();
-}
-
-std::string EngineImpl::NextRequestId(const char* kind) {
-  return absl::StrCat(kind, "-", next_request_.fetch_add(1));
-}
-
-absl::StatusOr<LoadedModel*> EngineImpl::FindModel(const std::string& name, bool whisper) const {
-  const char* does = whisper ? "transcribes" : "generates";
-  LoadedModel* found = nullptr;
-  std::string names;
-  for (const auto& model : models_) {
-    if (model->is_whisper() == whisper) {
-      absl::StrAppend(&names, names.empty() ? "" : ", ", model->name);
-      if (model->name == name) return model.get();
-      if (name.empty()) {
-        if (found) {
-          return absl::InvalidArgumentError(
-              absl::StrCat("several models are served: say which one ", does));
-        }
-        found = model.get();
-      }
-    } else if (model->name == name) {
-      return absl::InvalidArgumentError(absl::StrCat("model '", name, "' is a ",
-                                                     model->info.kind, ": it does not ",
-                                                     whisper ? "transcribe" : "generate"));
-    }
-  }
-  if (found) return found;
-  return absl::NotFoundError(name.empty() ? absl::StrCat("no model here ", does)
-                                          : absl::StrCat("no model '", name, "' ", does,
-                                                         " here; there is: ", names));
-}
-
-struct EngineImpl::PendingGenerate {
-  LoadedModel* model;
-  GenerateRequest request;
-  std::string request_id;
-  std::shared_ptr<GenerateQueue> queue;
-  TicketPtr ticket;
-  Clock::time_point submitted;
-  std::vector<Part*> spoken;  // audio parts of request
-  std::vector<std::string> heard;
-  int64_t audio_ms = 0;
-  std::mutex mu;             // two preparation threads may take events of one part
-  std::string hearing_text;  // of the part in progress
-};
-
-std::shared_ptr<GenerateQueue> EngineImpl::Generate(GenerateRequest request) {
-  auto queue = std::make_shared<GenerateQueue>(config_.event_queue_limit);
-  const auto refuse = [&](const absl::Status& status) {
-    queue->Push(StreamEnd{status});
-    return queue;
-  };
-  const auto model = FindModel(request.model, /*whisper=*/false);
-  if (!model.ok()) return refuse(model.status());
-  if (request.max_tokens > config_.max_tokens_limit) {
-    return refuse(absl::InvalidArgumentError(absl::StrCat(
-        "max_tokens is ", request.max_tokens, "; the limit is ", config_.max_tokens_limit)));
-  }
-  auto pending = std::make_shared<PendingGenerate>();
-  pending->model = *model;
-  pending->request = std::move(request);
-  pending->queue = queue;
-  pending->submitted = Clock::now();
-  for (Message& message : pending->request.messages) {
-    for (Part& part : message.parts) {
-      if (part.kind == Part::Kind::kAudio) pending->spoken.push_back(&part);
-    }
-  }
-  if (!pending->spoken.empty() && !speech_model_) {
-    return refuse(absl::InvalidArgumentError(
-        "the request has a spoken part and no speech model is served"));
-  }
-  auto ticket = Enter();
-  if (!ticket.ok()) return refuse(ticket.status());
-  pending->ticket = *std::move(ticket);
-  pending->request_id = NextRequestId("gen");
-  queue->SetOnRoom(loop_->WakeFunction());
-  preparation_->Post([this, pending] { TranscribeNextPart(pending); });
-  return queue;
-}
-
-void EngineImpl::TranscribeNextPart(std::shared_ptr<PendingGenerate> pending) {
-  if (pending->heard.size() == pending->spoken.size()) {
-    FinishGenerate(pending);
-    return;
-  }
-  Part& part = *pending->spoken[pending->heard.size()];
-  TranscribeRequest request;
-  request.model = speech_model_->name;
-  request.audio = std::move(part.data);
-  request.options.language = part.language;
-  request.options.timestamps = Timestamps::kNone;
-  request.deadline = pending->request.deadline;
-  auto hearing = std::make_shared<TranscribeQueue>(config_.event_queue_limit);
-  // Drains the transcript's events as they come; at the end the next part has its turn. The closure
-  // keeps both alive until it is taken off the queue.
-  hearing->SetOnReady([this, pending, hearing] {
-    preparation_->Post([this, pending, hearing] { TakeHeard(pending, hearing); });
-  });
-  hearing->SetOnRoom(loop_->WakeFunction());
-  const absl::Status status = SubmitTranscribe(
-      *speech_model_, std::move(request), hearing, pending->ticket, pending->request_id,
-      pending->submitted, [queue = pending->queue] { return queue->cancelled(); });
-  if (!status.ok()) {
-    hearing->SetOnReady(nullptr);
-    pending->queue->Push(StreamEnd{status});
-  }
-}
-
-void EngineImpl::TakeHeard(std::shared_ptr<PendingGenerate> pending,
-                           const std::shared_ptr<TranscribeQueue>& hearing) {
-  std::optional<absl::Status> ended;
-  {
-    std::lock_guard lock(pending->mu);
-    while (auto event = hearing->TryPop()) {
-      if (auto* finished = std::get_if<TranscribeFinished>(&*event)) {
-        pending->hearing_text = finished->text;
-        pending->audio_ms += finished->usage.audio_ms;
-      } else if (auto* end = std::get_if<StreamEnd>(&*event)) {
-        ended = end->status;
-      }
-    }
-  }
-  if (!ended) return;  // of several threads here, one takes the end
-  hearing->SetOnReady(nullptr);
-  if (!ended->ok()) {
-    pending->queue->Push(StreamEnd{*ended});
-    return;
-  }
-  const std::string& text = pending->hearing_text;
-  const size_t begin = text.find_first_not_of(' ');
-  pending->heard.push_back(begin == std::string::npos ? "" : text.substr(begin));
-  TranscribeNextPart(std::move(pending));
-}
-
-void EngineImpl::FinishGenerate(std::shared_ptr<PendingGenerate> pending) {
-  auto prepared = PrepareGenerate(*pending->model, config_, media_budget_,
-                                  std::move(pending->request), pending->heard);
-  if (!prepared.ok()) {
-    pending->queue->Push(StreamEnd{prepared.status()});
-    return;
-  }
-  prepared->request_id = pending->request_id;
-  prepared->submitted = pending->submitted;
-  prepared->audio_ms = pending->audio_ms;
-  auto job = std::make_unique<GenerateJob>(*pending->model, *std::move(prepared),
-                                           pending->queue, /*tenant_salt=*/"");
-  Submit(std::move(job), std::move(pending->ticket));
-}
-
-std::shared_ptr<TranscribeQueue> EngineImpl::Transcribe(TranscribeRequest request) {
-  auto queue = std::make_shared<TranscribeQueue>(config_.event_queue_limit);
-  const auto model = FindModel(request.model, /*whisper=*/true);
-  if (!model.ok()) {
-    queue->Push(StreamEnd{model.status()});
-    return queue;
-  }
-  auto ticket = Enter();
-  if (!ticket.ok()) {
-    queue->Push(StreamEnd{ticket.status()});
-    return queue;
-  }
-  queue->SetOnRoom(loop_->WakeFunction());
-  auto shared = std::make_shared<TranscribeRequest>(std::move(request));
-  preparation_->Post([this, queue, shared, model = *model, ticket = *std::move(ticket),
-                      submitted = Clock::now()] {
-    const absl::Status status = SubmitTranscribe(*model, std::move(*shared), queue, ticket,
-                                                 NextRequestId("asr"), submitted, nullptr);
-    if (!status.ok()) queue->Push(StreamEnd{status});
-  });
-  return queue;
-}
-
-absl::Status EngineImpl::SubmitTranscribe(LoadedModel& model, TranscribeRequest request,
-                                          std::shared_ptr<TranscribeQueue> queue,
-                                          TicketPtr ticket, const std::string& request_id,
-                                          Clock::time_point submitted,
-                                          std::function<bool()> also_cancelled) {
-  ASSIGN_OR_RETURN(PreparedTranscribe prepared,
-                   PrepareTranscribe(model, config_, media_budget_, std::move(request)));
-  prepared.request_id = request_id;
-  prepared.submitted = submitted;
-  Submit(std::make_unique<TranscribeJob>(model, std::move(prepared), std::move(queue), "",
-                                         std::move(also_cancelled)),
-         std::move(ticket));
-  return absl::OkStatus();
-}
-
-void EngineImpl::Submit(std::unique_ptr<Job> job, TicketPtr ticket) {
-  loop_->Submit(std::move(job), 0, std::move(ticket));
-}
-
-EngineStats EngineImpl::Stats() const {
-  EngineStats stats = loop_->Stats();
-  stats.media_bytes = media_budget_.used();
-  return stats;
-}
-
-// ---- The other calls ----------------------------------------------------------------------------------
 
 std::vector<ModelInfo> EngineImpl::ListModels() const {
   std::vector<ModelInfo> infos;
@@ -366,52 +117,10 @@ std::vector<ModelInfo> EngineImpl::ListModels() const {
   return infos;
 }
 
-absl::StatusOr<TokenizeResult> EngineImpl::Tokenize(const TokenizeRequest& request) const {
-  const LoadedModel* model = nullptr;
-  for (const auto& m : models_) {
-    if (m->name == request.model || (request.model.empty() && models_.size() == 1)) model = m.get();
-  }
-  if (!model) {
-    ASSIGN_OR_RETURN(model, FindModel(request.model, /*whisper=*/!request.audio.empty()));
-  }
-  const auto bytes = [](const std::string& s) {
-    return std::span(reinterpret_cast<const uint8_t*>(s.data()), s.size());
-  };
-  TokenizeResult result;
-  std::optional<MolmoImageLayout> layout;
-  if (!request.image.empty()) {
-    if (model->is_whisper()) {
-      return absl::InvalidArgumentError(absl::StrCat("model '", model->name, "' sees no images"));
-    }
-    ASSIGN_OR_RETURN(const ImageInfo info, ProbeImage(bytes(request.image), config_.image_limits));
-    ASSIGN_OR_RETURN(layout,
-                     LayOutMolmoImage(info.width, info.height, model->molmo->config.image));
-    result.image_tokens = static_cast<int32_t>(layout->tokens.size());
-    result.image_crops = layout->crops;
-  }
-  if (!request.audio.empty()) {
-    if (!model->is_whisper()) {
-      return absl::InvalidArgumentError(absl::StrCat("model '", model->name, "' hears no audio"));
-    }
-    ASSIGN_OR_RETURN(const std::vector<float> samples,
-                     DecodeAudio(bytes(request.audio), config_.audio_limits));
-    result.audio_ms = static_cast<int64_t>(samples.size()) * 1000 / kAudioSampleRate;
-    result.audio_windows = static_cast<int32_t>(
-        (result.audio_ms + model->info.window_ms - 1) / model->info.window_ms);
-  }
-  if (request.chat) {
-    if (model->is_whisper()) {
-      return absl::InvalidArgumentError(absl::StrCat("model '", model->name, "' has no chat form"));
-    }
-    const MolmoPrompt::Turn turn{.user = true, .text = request.text};
-    result.token_ids = model->prompt->Build({&turn, 1}, layout ? &*layout : nullptr);
-  } else {
-    result.token_ids = model->tokenizer->Encode(request.text);
-  }
-  for (const int32_t& id : result.token_ids) {
-    result.tokens.push_back(model->tokenizer->Decode({&id, 1}));
-  }
-  return result;
+EngineStats EngineImpl::Stats() const {
+  EngineStats stats = loop_->Stats();
+  stats.media_bytes = intake_->media_bytes();
+  return stats;
 }
 
 }  // namespace

@@ -59,11 +59,14 @@ struct EngineConfig {
   int32_t max_tokens_limit = 4096;
   int32_t preparation_threads = 2;
   size_t event_queue_limit = 64;     // events a slow reader may lag before its sequence parks
-  size_t max_media_bytes = size_t{1} << 30;  // decoded media of all requests together
+  size_t max_media_bytes = size_t{1} << 30;  // media of all requests together, files and decoded
+  double decode_seconds = 60;  // of CPU time to decode one picture or recording
   ImageLimits image_limits;
   AudioLimits audio_limits;
   // Tests only: cuts each prefill chunk at a random length and shuffles the order within a step.
   uint64_t chaos_seed = 0;  // 0: off
+  // Tests only: called on the preparation thread before a request's decoding; may wait or throw.
+  std::function<void()> before_preparation;
 };
 
 using GenerateQueue = EventQueue<GenerateEvent>;
@@ -96,7 +99,7 @@ class Engine {
   virtual std::shared_ptr<GenerateQueue> Generate(GenerateRequest request) = 0;
   virtual std::shared_ptr<TranscribeQueue> Transcribe(TranscribeRequest request) = 0;
 
-  // Decodes media on the calling thread: may take a while.
+  // Decodes media on the calling thread: may take a while. Counts as a request while it does.
   virtual absl::StatusOr<TokenizeResult> Tokenize(const TokenizeRequest& request) const = 0;
   virtual std::vector<ModelInfo> ListModels() const = 0;
   virtual EngineStats Stats() const = 0;

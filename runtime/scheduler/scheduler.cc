@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
+#include "runtime/base/status_payload.h"
 
 namespace sensorium {
 
@@ -162,12 +163,12 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
   const int32_t most_blocks = std::min(blocks_.total(), tenant.max_blocks);
   const int32_t most_rows = std::min(options_.max_batch_seqs, options_.max_batch_tokens);
   if (worst > most_blocks || spec.rows > most_rows) {
-    return refuse(absl::ResourceExhaustedError(
+    return refuse(NeverFits(
         absl::StrCat("the request needs ", worst, " KV blocks and ", spec.rows,
                      " rows at worst; it may have ", most_blocks, " and ", most_rows)));
   }
   if (spec.feature_slots > models_[spec.model].feature_slots) {
-    return refuse(absl::ResourceExhaustedError(
+    return refuse(NeverFits(
         absl::StrCat("the request needs ", spec.feature_slots, " image slots; the model has ",
                      models_[spec.model].feature_slots)));
   }

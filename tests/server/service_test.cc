@@ -323,6 +323,23 @@ TEST_F(ServiceTest, AFullServerSaysWhenToComeBack) {
   EXPECT_TRUE(Detail<google::rpc::RetryInfo>(refused->error_details()).has_value());
 }
 
+TEST_F(ServiceTest, ATenantsNameIsShortAndPrintable) {
+  Start();
+  const auto tokenize = [&](const std::string& tenant) {
+    grpc::ClientContext context;
+    context.AddMetadata("x-tenant", tenant);
+    v1::TokenizeRequest request;
+    request.set_model("molmo-mini");
+    request.set_text("hello");
+    v1::TokenizeResponse response;
+    return stub_->Tokenize(&context, request, &response);
+  };
+  EXPECT_TRUE(tokenize(std::string(64, 'a')).ok());
+  const grpc::Status refused = tokenize(std::string(65, 'a'));
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(refused.error_message(), HasSubstr("65 bytes; the limit is 64"));
+}
+
 TEST_F(ServiceTest, AMessageAboveTheLimitIsRefused) {
   ServerConfig config;
   config.max_message_bytes = 1 << 20;
