@@ -67,10 +67,9 @@ class Section {
   }
 
   absl::Status Read(const YAML::Node& node) const {
-    if (node.IsNull()) {
-      return At(file_, node,
-                name_.empty() ? "the file is empty; it must name models"
-                              : absl::StrCat(name_, " is empty"));
+    if (node.IsNull()) {  // nothing is nowhere: its line would be the next thing's
+      return absl::InvalidArgumentError(
+          absl::StrCat(file_, ": ", name_.empty() ? "the file" : name_, " is empty"));
     }
     if (!node.IsMap()) {
       return At(file_, node,

@@ -107,10 +107,10 @@ TEST_F(ConfigTest, NamesFileLineAndKeyOfEveryMistake) {
 }
 
 TEST_F(ConfigTest, AnEmptyFileOrSectionIsSaidToBeEmpty) {
-  EXPECT_EQ(Error(""), path_ + ":1: the file is empty; it must name models");
-  EXPECT_EQ(Error("# only a comment\n"), path_ + ":1: the file is empty; it must name models");
+  EXPECT_EQ(Error(""), path_ + ": the file is empty");
+  EXPECT_EQ(Error("# only a comment\n"), path_ + ": the file is empty");
   EXPECT_EQ(Error("just words\n"), path_ + ":1: the file must be keys with values");
-  EXPECT_EQ(Error("models: [{path: a}]\nserver:\n"), path_ + ":2: server is empty");
+  EXPECT_EQ(Error("models: [{path: a}]\nserver:\n"), path_ + ": server is empty");
 }
 
 TEST_F(ConfigTest, ADirectoryIsNoConfigFile) {

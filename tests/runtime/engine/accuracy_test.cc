@@ -256,7 +256,8 @@ TEST(AccuracyTest, WhisperMiniHearsAsWellAsItsCardSays) {
   const auto engine = MakeEngine(DType::kFloat32);
   std::map<std::string, std::pair<int, int>> by_language;  // errors, words
   int recordings = 0;
-  for (const auto& [file, c] : ReadJson(kWhisper + "transcripts.json").items()) {
+  const auto transcripts = ReadJson(kWhisper + "transcripts.json");
+  for (const auto& [file, c] : transcripts.items()) {
     SCOPED_TRACE(file);
     const TranscribeFinished heard = Hear(*engine, file);
     EXPECT_EQ(heard.text, c["text"].get<std::string>());
