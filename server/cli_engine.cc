@@ -246,7 +246,11 @@ Json UsageJson(const v1::Usage& usage) {
   return {
       {"prompt_tokens", usage.prompt_tokens()}, {"cached_tokens", usage.cached_tokens()},
       {"image_tokens", usage.image_tokens()},   {"completion_tokens", usage.completion_tokens()},
-      {"audio_ms", usage.audio_ms()},           {"kv_blocks_peak", usage.kv_blocks_peak()}};
+      {"audio_ms", usage.audio_ms()},           {"kv_blocks_peak", usage.kv_blocks_peak()},
+      {"encode_device_us", usage.encode_device_us()},
+      {"prefill_device_us", usage.prefill_device_us()},
+      {"decode_device_us", usage.decode_device_us()},
+      {"kv_block_ms", usage.kv_block_ms()}};
 }
 
 Json TimingJson(const v1::Timing& timing) {

@@ -1,5 +1,6 @@
 #include "server/config.h"
 
+#include <cmath>
 #include <filesystem>
 #include <functional>
 #include <limits>
@@ -123,6 +124,25 @@ absl::Status ReadModel(const std::string& file, const YAML::Node& node, EngineCo
   return absl::OkStatus();
 }
 
+absl::Status ReadTenant(const std::string& file, const YAML::Node& node, EngineConfig& engine) {
+  TenantConfig tenant;
+  Section section(file, "tenants");
+  section.String("name", &tenant.name);
+  section.Number("weight", &tenant.weight, 0.001, 1000);
+  section.Number("max_waiting", &tenant.max_waiting, 0, 1 << 20);
+  section.Number("max_running", &tenant.max_running, 0, 1 << 16);
+  section.Number("max_blocks", &tenant.max_blocks, 0, INT32_MAX);
+  RETURN_IF_ERROR(section.Read(node));
+  if (tenant.name.empty()) return At(file, node, "a tenant has no name");
+  for (const TenantConfig& other : engine.tenants) {
+    if (other.name == tenant.name) {
+      return At(file, node, absl::StrCat("two tenants have the name '", tenant.name, "'"));
+    }
+  }
+  engine.tenants.push_back(std::move(tenant));
+  return absl::OkStatus();
+}
+
 absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& config) {
   Section server(file, "server"), device(file, "device"), engine(file, "engine"),
       limits(file, "limits"), top(file, "");
@@ -150,6 +170,22 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   engine.Number("max_batch_seqs", &e.max_batch_seqs, 1, 1 << 16);
   engine.Number("max_encode_units", &e.max_encode_units, 1, 1 << 16);
   engine.Number("max_waiting", &e.max_waiting, 0, 1 << 20);
+  double target_step_ms = static_cast<double>(e.target_step_us) / 1000,
+         starvation_seconds = static_cast<double>(e.starvation_us) / 1e6;
+  engine.Number("target_step_ms", &target_step_ms, 0, 60000);
+  engine.Number("starvation_seconds", &starvation_seconds, 0.001, 86400);
+  engine.Other("admission", [&](const YAML::Node& node) {
+    const std::string kind = node.IsScalar() ? node.Scalar() : "";
+    e.optimistic_admission = kind == "optimistic";
+    if (kind == "reserve" || kind == "optimistic") return absl::OkStatus();
+    return At(file, node, absl::StrCat("engine.admission is '", kind,
+                                       "'; there are reserve and optimistic"));
+  });
+  engine.Number("encoder_slots", &e.encoder_slots, 1, 1024);
+  engine.Number("image_slots", &e.image_slots, 1, 4096);
+  engine.Bool("prefix_cache", &e.prefix_cache);
+  engine.Number("encoder_cache_mib", &e.encoder_cache_bytes, 0, 4096.0 * 1024, kMiB);
+  engine.Number("max_tenants", &e.max_tenants, 2, 4096);
   engine.Number("preparation_threads", &e.preparation_threads, 1, 1024);
   engine.String("speech_model", &e.speech_model);
 
@@ -167,12 +203,24 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   top.Other("device", [&](const YAML::Node& node) { return device.Read(node); });
   top.Other("engine", [&](const YAML::Node& node) { return engine.Read(node); });
   top.Other("limits", [&](const YAML::Node& node) { return limits.Read(node); });
+  top.Other("tenants", [&](const YAML::Node& node) {
+    if (!node.IsSequence()) return At(file, node, "tenants must be a list");
+    for (const YAML::Node& tenant : node) RETURN_IF_ERROR(ReadTenant(file, tenant, e));
+    return absl::OkStatus();
+  });
   top.Other("models", [&](const YAML::Node& node) {
     if (!node.IsSequence()) return At(file, node, "models must be a list");
     for (const YAML::Node& model : node) RETURN_IF_ERROR(ReadModel(file, model, e));
     return absl::OkStatus();
   });
   RETURN_IF_ERROR(top.Read(root));
+  e.target_step_us = std::llround(target_step_ms * 1000);
+  e.starvation_us = std::llround(starvation_seconds * 1e6);
+  if (static_cast<int32_t>(e.tenants.size()) >= e.max_tenants) {
+    return absl::InvalidArgumentError(absl::StrCat(file, ": tenants lists ", e.tenants.size(),
+                                                   "; engine.max_tenants is ", e.max_tenants,
+                                                   " and must be larger"));
+  }
 
   static const std::set<std::string> kLevels = {"debug", "info", "warn", "error"};
   if (!kLevels.contains(config.log_level)) {

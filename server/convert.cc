@@ -199,6 +199,10 @@ void Fill(v1::Usage& out, const Usage& in) {
   out.set_completion_tokens(in.completion_tokens);
   out.set_audio_ms(in.audio_ms);
   out.set_kv_blocks_peak(in.kv_blocks_peak);
+  out.set_encode_device_us(in.encode_device_us);
+  out.set_prefill_device_us(in.prefill_device_us);
+  out.set_decode_device_us(in.decode_device_us);
+  out.set_kv_block_ms(in.kv_block_ms);
 }
 
 void Fill(v1::Timing& out, const Timing& in) {

@@ -28,6 +28,7 @@ struct ServeOptions {
   std::string config;
   std::optional<std::string> listen, device, dtype, cpu_level;
   std::optional<int> threads;
+  std::string trace;
 };
 
 // gRPC 1.51's listener never accepts again once the process ran out of descriptors.
@@ -98,6 +99,7 @@ absl::Status Serve(const ServeOptions& options) {
   if (options.dtype) config->backend.dtype = *options.dtype;
   if (options.cpu_level) config->backend.cpu_level = *options.cpu_level;
   if (options.threads) config->backend.threads = *options.threads;
+  config->engine.trace_path = options.trace;
   spdlog::set_level(spdlog::level::from_str(config->log_level));
 
   RETURN_IF_ERROR(ProbeListen(config->server.listen));  // before minutes of loading
@@ -141,6 +143,8 @@ void AddServeCommand(CLI::App& app, int& exit_code) {
   command->add_option("--cpu-level", options->cpu_level,
                       "auto, portable, avx2, avx512 or avx512_bf16, instead of the file's "
                       "device.cpu_level");
+  command->add_option("--trace", options->trace,
+                      "writes every arrival and every plan to this file, for `bench replay`");
   command->add_option("--threads", options->threads,
                       "threads of the CPU backend; 0: the cores this process may use");
   command->callback([options, &exit_code] {

@@ -5,6 +5,7 @@
 #include <exception>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -56,6 +57,17 @@ Request&& TakeOver(const Request* request) {
   return std::move(*const_cast<Request*>(request));
 }
 
+template <typename Event>
+const Usage* UsageOf(const Event& event) {
+  if constexpr (std::is_same_v<Event, GenerateEvent>) {
+    const auto* finished = std::get_if<GenerateFinished>(&event);
+    return finished ? &finished->usage : nullptr;
+  } else {
+    const auto* finished = std::get_if<TranscribeFinished>(&event);
+    return finished ? &finished->usage : nullptr;
+  }
+}
+
 // A stream of events as a stream of messages: one StartWrite in flight, everything else waits in
 // the request's own bounded queue, where the engine sees it and parks the sequence.
 //
@@ -63,8 +75,9 @@ Request&& TakeOver(const Request* request) {
 template <typename Response, typename Event>
 class StreamReactor : public grpc::ServerWriteReactor<Response> {
  public:
-  StreamReactor(std::shared_ptr<EventQueue<Event>> queue, TaskPool& publisher)
-      : queue_(std::move(queue)), link_(std::make_shared<Link>()) {
+  StreamReactor(grpc::CallbackServerContext& context, std::shared_ptr<EventQueue<Event>> queue,
+                TaskPool& publisher)
+      : context_(context), queue_(std::move(queue)), link_(std::make_shared<Link>()) {
     link_->reactor = this;
     const auto wake = [link = link_, &publisher] {
       {
@@ -121,6 +134,7 @@ class StreamReactor : public grpc::ServerWriteReactor<Response> {
     const std::optional<Event> event = queue_->TryPop();
     if (!event) return;
     if (const auto* end = std::get_if<StreamEnd>(&*event)) return End(end->status);
+    if (const Usage* usage = UsageOf(*event)) usage_ = *usage;
     response_ = *ToProto(*event);
     writing_ = true;
     this->StartWrite(&response_);
@@ -129,11 +143,24 @@ class StreamReactor : public grpc::ServerWriteReactor<Response> {
     if (ended_) return;
     ended_ = true;
     queue_->Cancel();
+    if (usage_) AddCost(*usage_);
     this->Finish(ToGrpc(status));
   }
+  void AddCost(const Usage& usage) {
+    const std::pair<const char*, int64_t> kCosts[] = {
+        {"sensorium-encode-us", usage.encode_device_us},
+        {"sensorium-prefill-us", usage.prefill_device_us},
+        {"sensorium-decode-us", usage.decode_device_us},
+        {"sensorium-kv-block-ms", usage.kv_block_ms}};
+    for (const auto& [key, value] : kCosts) {
+      context_.AddTrailingMetadata(key, absl::StrCat(value));
+    }
+  }
 
+  grpc::CallbackServerContext& context_;  // lives until OnDone
   const std::shared_ptr<EventQueue<Event>> queue_;
   const std::shared_ptr<Link> link_;
+  std::optional<Usage> usage_;  // of the last answer that finished
   Response response_;                                         // of the write in flight
   bool writing_ = false, ended_ = false, cancelled_ = false;  // guarded by link_->mu
 };
@@ -181,7 +208,7 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
     auto converted = FromProto(TakeOver(request), *call);
     if (!converted.ok()) return new RefusedStream<v1::GenerateResponse>(converted.status());
     return new StreamReactor<v1::GenerateResponse, GenerateEvent>(
-        engine_.Generate(*std::move(converted)), publisher_);
+        *context, engine_.Generate(*std::move(converted)), publisher_);
   });
 }
 
@@ -193,7 +220,7 @@ grpc::ServerWriteReactor<v1::TranscribeResponse>* InferenceService::Transcribe(
     auto converted = FromProto(TakeOver(request), *call);
     if (!converted.ok()) return new RefusedStream<v1::TranscribeResponse>(converted.status());
     return new StreamReactor<v1::TranscribeResponse, TranscribeEvent>(
-        engine_.Transcribe(*std::move(converted)), publisher_);
+        *context, engine_.Transcribe(*std::move(converted)), publisher_);
   });
 }
 
