@@ -1,6 +1,7 @@
 #include "runtime/scheduler/scheduler.h"
 
 #include <algorithm>
+#include <array>
 #include <tuple>
 #include <utility>
 
@@ -42,20 +43,21 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
   tenant_running_.resize(options.tenants.size());
   tenant_blocks_.resize(options.tenants.size());
   feature_slots_used_.resize(models_.size());
+  features_waiting_.resize(models_.size());
   for (int32_t s = options.encoder_slots - 1; s >= 0; --s) free_encoder_slots_.push_back(s);
   admitted_.reserve(options.max_batch_seqs);
   order_scratch_.reserve(options.max_batch_seqs);
   candidates_.reserve(options.max_batch_seqs);
   tokens_left_.resize(models_.size());
   forward_tokens_.resize(models_.size());
+  token_ps_.resize(models_.size());
   decode_work_.resize(models_.size());
   plan_.items.reserve(options.max_batch_seqs);
   plan_idx_.reserve(options.max_batch_seqs);
   charges_.resize(options.tenants.size());
 }
 
-// ---- Prices and predictions
-// ---------------------------------------------------------------------------
+// ---- Prices and predictions ---------------------------------------------------------------------
 
 int32_t Scheduler::BlocksAt(const JobSpec& spec, int64_t rows, int64_t context) const {
   const int64_t size = models_[spec.model].block_size;
@@ -72,9 +74,22 @@ int64_t Scheduler::FillNs(const JobSpec& spec) const {
                   .cross_positions = n * spec.cross_len});
 }
 
+// What a step's decodes take now. The last plan's would be those of who may have left since.
+int64_t Scheduler::DecodeNs() const {
+  int64_t total = 0;
+  for (int32_t m = 0; m < static_cast<int32_t>(models_.size()); ++m) {
+    Work work;
+    for (const Running& r : running_) {
+      if (r.kind == WorkKind::kDecode && r.model == m) AddDecode(work, r);
+    }
+    if (work.decode_rows > 0) total += PriceNs(models_[m].prices, work);
+  }
+  return total;
+}
+
 Scheduler::Prediction Scheduler::Predict(const JobSpec& spec) const {
   // Of each step the decodes take their time, what is left goes into the backlog.
-  const int64_t decode = plan_.decode_ns;
+  const int64_t decode = DecodeNs();
   int64_t step = std::max<int64_t>(decode, 1), share = step;
   if (options_.target_step_us > 0 && decode > 0) {
     const int64_t target = options_.target_step_us * 1000;
@@ -113,6 +128,14 @@ Work Scheduler::WorkOf(const Running& r, WorkKind kind, int64_t amount) const {
   return {};
 }
 
+// One pass over all the decodes of a model: `work` is their sum.
+void Scheduler::AddDecode(Work& work, const Running& r) {
+  work.forwards = 1;
+  work.decode_rows += r.amount;
+  work.decode_context += r.amount * (r.context + 1);
+  work.cross_positions += r.amount * r.cross_len;
+}
+
 // The most of a job's work, up to `most`, that costs no more than `budget_ns`; 0: not even one.
 int64_t Scheduler::Largest(const Running& r, int64_t most, int64_t budget_ns) const {
   const Prices& prices = models_[r.model].prices;
@@ -135,13 +158,12 @@ void Scheduler::SetPrices(int32_t model, const Prices& prices) {
   if (listener_) listener_->OnPrices(model, prices);
 }
 
-// ---- In and out
-// ---------------------------------------------------------------------------------------
+// ---- In and out ---------------------------------------------------------------------------------
 
 const Scheduler::Job& Scheduler::Of(JobId id) const {
-  const Job& job = jobs_[SlotOf(id)];
-  CHECK(id != 0 && job.id == id) << "unknown job " << id;
-  return job;
+  const auto slot = static_cast<size_t>(SlotOf(id));
+  CHECK(id != 0 && slot < jobs_.size() && jobs_[slot].id == id) << "unknown job " << id;
+  return jobs_[slot];
 }
 
 JobCost Scheduler::cost(JobId id) const {
@@ -154,6 +176,7 @@ JobCost Scheduler::cost(JobId id) const {
 absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
   CHECK(spec.rows >= 1 && spec.max_context >= 0 && spec.fixed_blocks >= 0);
   CHECK(spec.tenant >= 0 && spec.tenant < line_.num_tenants());
+  CHECK(spec.model >= 0 && spec.model < static_cast<int32_t>(models_.size()));
   const auto refuse = [&](absl::Status status) {
     if (listener_) listener_->OnRefuse(spec, now_us);
     return status;
@@ -232,6 +255,7 @@ void Scheduler::Remove(JobId id) {
     Stop(job);
   } else {
     line_.Erase(slot);
+    if (job.has_features) features_waiting_[job.spec.model] -= job.spec.feature_slots;
   }
   if (job.has_features) feature_slots_used_[job.spec.model] -= job.spec.feature_slots;
   line_.Leave(job.spec.tenant);
@@ -248,11 +272,31 @@ bool Scheduler::CanStart(const Job& job) const {
                                   models_[job.spec.model].feature_slots);
 }
 
+// A preempted job keeps its features. Whoever waits for them lets it go first: else each of the two
+// would wait for the other. The foremost such job's slot, or -1.
+int32_t Scheduler::HolderOfFeaturesFor(const Job& job) const {
+  const int32_t model = job.spec.model;
+  if (job.has_features || features_waiting_[model] == 0 ||
+      feature_slots_used_[model] + job.spec.feature_slots <= models_[model].feature_slots) {
+    return -1;
+  }
+  const Job* foremost = nullptr;
+  for (const Job& other : jobs_) {
+    if (other.id == 0 || other.running_idx >= 0 || !other.has_features ||
+        other.spec.feature_slots == 0 || other.spec.model != model || blocked_[other.spec.tenant]) {
+      continue;
+    }
+    if (foremost == nullptr || IsBehind(*foremost, other)) foremost = &other;
+  }
+  return foremost == nullptr ? -1 : SlotOf(foremost->id);
+}
+
 void Scheduler::Start(int32_t slot, int32_t reserve, int64_t now_us) {
   Job& job = jobs_[slot];
   line_.Erase(slot);
   job.running_idx = running();
-  running_.push_back({.slot = slot,
+  running_.push_back({.id = job.id,
+                      .slot = slot,
                       .model = job.spec.model,
                       .tenant = job.spec.tenant,
                       .reserved = reserve,
@@ -261,7 +305,11 @@ void Scheduler::Start(int32_t slot, int32_t reserve, int64_t now_us) {
   tenant_blocks_[job.spec.tenant] += reserve;
   ++tenant_running_[job.spec.tenant];
   rows_reserved_ += job.spec.rows;
-  if (!job.has_features) feature_slots_used_[job.spec.model] += job.spec.feature_slots;
+  if (job.has_features) {
+    features_waiting_[job.spec.model] -= job.spec.feature_slots;
+  } else {
+    feature_slots_used_[job.spec.model] += job.spec.feature_slots;
+  }
   job.has_features = true;
 }
 
@@ -271,8 +319,9 @@ const std::vector<JobId>& Scheduler::Admit(int64_t now_us) {
     blocked_[t] = tenant_running_[t] >= line_.options(t).max_running;
   }
   while (true) {
-    const int32_t slot = line_.Head(now_us, blocked_);
+    int32_t slot = line_.Head(now_us, blocked_);
     if (slot < 0) break;
+    if (const int32_t holder = HolderOfFeaturesFor(jobs_[slot]); holder >= 0) slot = holder;
     const Job& job = jobs_[slot];
     const int32_t t = job.spec.tenant;
     const int64_t context = options_.optimistic ? job.expected : job.spec.max_context;
@@ -299,6 +348,10 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
   CHECK(work.kind == WorkKind::kNone || work.amount > 0) << work.amount;
   CHECK(work.kind != WorkKind::kDecode || work.amount <= job.spec.rows) << work.amount;
   CHECK_LE(work.context, job.spec.max_context);
+  CHECK_LE(work.tables, job.spec.rows);
+  if (r.encoder_slot >= 0 && work.kind != WorkKind::kEncode && work.kind != WorkKind::kNone) {
+    free_encoder_slots_.push_back(std::exchange(r.encoder_slot, -1));  // no longer half way
+  }
   r.kind = work.kind;
   r.amount = work.amount;
   r.context = work.context;
@@ -306,36 +359,39 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
   if (listener_) listener_->OnWork(id, work);
 }
 
-// ---- The step
-// -----------------------------------------------------------------------------------------
+// ---- The step -----------------------------------------------------------------------------------
 
-// Who gives way to whom: first those that wait for a reader or for somebody's encode, since nothing
-// says for how long; then the lowest priority; then the youngest.
-bool Scheduler::IsBehind(const Running& a, const Running& b) const {
-  const Job& x = jobs_[a.slot];
-  const Job& y = jobs_[b.slot];
-  return std::tuple(a.kind == WorkKind::kNone, -int64_t{x.spec.priority}, x.order) >
-         std::tuple(b.kind == WorkKind::kNone, -int64_t{y.spec.priority}, y.order);
+bool Scheduler::IsBehind(const Job& x, const Job& y) {
+  return std::tuple(-int64_t{x.spec.priority}, x.order) >
+         std::tuple(-int64_t{y.spec.priority}, y.order);
 }
 
 bool Scheduler::Grow(int32_t running_idx, int64_t rows, int64_t context,
                      absl::FunctionRef<void(JobId)> preempt) {
-  const JobId id = jobs_[running_[running_idx].slot].id;
+  const JobId id = running_[running_idx].id;
   const int32_t needed = BlocksAt(Of(id).spec, rows, context);
   while (true) {
     Running& r = running_[Of(id).running_idx];
     const int32_t more = needed - r.reserved;
     if (more <= 0) return true;
-    if (tenant_blocks_[r.tenant] + more <= line_.options(r.tenant).max_blocks &&
-        blocks_.Reserve(more)) {
+    const bool tenant_full = tenant_blocks_[r.tenant] + more > line_.options(r.tenant).max_blocks;
+    if (!tenant_full && blocks_.Reserve(more)) {
       r.reserved = needed;
       tenant_blocks_[r.tenant] += more;
       return true;
     }
-    // The one that is furthest behind of all; only if that is not this one.
+    // The one that is furthest behind of all (of its tenant, if it is the tenant's limit that is in
+    // the way); only if that is not this one. Parked ones give way first: nothing says how long they
+    // will wait for their reader or for another's encode.
+    const auto gives_way = [&](const Running& a, const Running& b) {
+      const bool parked = a.kind == WorkKind::kNone;
+      if (parked != (b.kind == WorkKind::kNone)) return parked;
+      return IsBehind(jobs_[a.slot], jobs_[b.slot]);
+    };
     const Running* victim = &r;
     for (const Running& other : running_) {
-      if (IsBehind(other, *victim) && other.reserved > 0) victim = &other;
+      if (tenant_full && other.tenant != r.tenant) continue;
+      if (gives_way(other, *victim) && other.reserved > 0) victim = &other;
     }
     if (victim == &r) return false;
     Job& job = jobs_[victim->slot];
@@ -344,6 +400,7 @@ bool Scheduler::Grow(int32_t running_idx, int64_t rows, int64_t context,
         std::min(job.spec.max_context,
                  std::max(job.expected, victim->context + models_[victim->model].block_size));
     Stop(job);
+    features_waiting_[job.spec.model] += job.spec.feature_slots;
     line_.Push(SlotOf(job.id), {.tenant = job.spec.tenant,
                                 .priority = job.spec.priority,
                                 .deadline_us = job.spec.deadline_us,
@@ -361,11 +418,8 @@ void Scheduler::PlanDecodes(absl::FunctionRef<void(JobId)> preempt) {
   }
   const auto plan = [&](int32_t idx) {
     const Running& r = running_[idx];
-    Work& work = decode_work_[r.model];
-    work.decode_rows += r.amount;
-    work.decode_context += r.amount * (r.context + 1);
-    work.cross_positions += r.amount * r.cross_len;
-    plan_.items.push_back({.job = jobs_[r.slot].id, .kind = WorkKind::kDecode, .amount = r.amount});
+    AddDecode(decode_work_[r.model], r);
+    plan_.items.push_back({.job = r.id, .kind = WorkKind::kDecode, .amount = r.amount});
     plan_idx_.push_back(idx);
   };
   if (!options_.optimistic) {
@@ -377,15 +431,15 @@ void Scheduler::PlanDecodes(absl::FunctionRef<void(JobId)> preempt) {
     // stay. Who gets none is the one furthest behind, and sits this step out.
     order_scratch_.clear();
     for (const Running& r : running_) {
-      if (r.kind == WorkKind::kDecode) order_scratch_.push_back(jobs_[r.slot].id);
+      if (r.kind == WorkKind::kDecode) order_scratch_.push_back(r.id);
     }
-    std::sort(order_scratch_.begin(), order_scratch_.end(), [&](JobId a, JobId b) {
-      return IsBehind(running_[Of(b).running_idx], running_[Of(a).running_idx]);
-    });
+    std::sort(order_scratch_.begin(), order_scratch_.end(),
+              [&](JobId a, JobId b) { return IsBehind(Of(b), Of(a)); });
     for (JobId& id : order_scratch_) {
       const int32_t idx = Of(id).running_idx;
       if (idx < 0 ||  // preempted for one before it
-          !Grow(idx, running_[idx].amount, running_[idx].context + 1, preempt)) {
+          !Grow(idx, std::max(running_[idx].amount, running_[idx].tables),
+                running_[idx].context + 1, preempt)) {
         id = 0;
       }
     }
@@ -394,11 +448,9 @@ void Scheduler::PlanDecodes(absl::FunctionRef<void(JobId)> preempt) {
     }
   }
   for (size_t m = 0; m < models_.size(); ++m) {
-    Work& work = decode_work_[m];
+    const Work& work = decode_work_[m];
     forward_tokens_[m] = work.decode_rows;
     tokens_left_[m] -= static_cast<int32_t>(work.decode_rows);
-    if (work.decode_rows == 0) continue;
-    work.forwards = 1;
     plan_.decode_ns += PriceNs(models_[m].prices, work);
   }
   plan_.predicted_ns = plan_.decode_ns;
@@ -413,30 +465,36 @@ void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt)
     // Whoever got nothing for too long goes first, whatever its tenant had or its neighbours are.
     const bool starves = now_us - r.served_us >= options_.starvation_us;
     const bool first_come = options_.target_step_us == 0;
-    candidates_.push_back({.counter = first_come || starves ? 0 : line_.counter(r.tenant),
-                           .deadline_us = first_come || starves ? 0 : job.spec.deadline_us,
-                           .order = job.order,
-                           .priority = first_come || starves ? 0 : job.spec.priority,
-                           .running_idx = i});
+    if (first_come || starves) {
+      candidates_.push_back({.counter = -1, .order = job.order, .slot = r.slot});
+    } else {
+      candidates_.push_back({.counter = line_.counter(r.tenant),
+                             .deadline_us = job.spec.deadline_us,
+                             .order = job.order,
+                             .priority = job.spec.priority,
+                             .slot = r.slot});
+    }
   }
   const auto later = [](const Candidate& a, const Candidate& b) {
     return std::tuple(a.counter, -int64_t{a.priority}, a.deadline_us, a.order) >
            std::tuple(b.counter, -int64_t{b.priority}, b.deadline_us, b.order);
   };
   std::make_heap(candidates_.begin(), candidates_.end(), later);
-  for (Candidate& c : candidates_) c.running_idx = running_[c.running_idx].slot;  // preempt moves
 
   const bool unlimited = options_.target_step_us == 0;
   const bool anybody_decodes = !plan_.items.empty();
   const int64_t target = options_.target_step_us * 1000;
-  int64_t budget = anybody_decodes
-                       ? std::max(target - plan_.decode_ns, target / kLeastShare) + saved_ns_
-                       : target;
-  int64_t saved = 0;
+  int64_t budget = target;
+  if (anybody_decodes) {
+    // With the savings a step may be as long as the unit they are for, or the share, not as both.
+    const int64_t share = std::max(target - plan_.decode_ns, target / kLeastShare);
+    budget = std::min(share + saved_ns_, std::max(share, wanted_ns_));
+  }
+  int64_t saved = 0, wanted = 0;
   bool filled = false;
   while (!candidates_.empty()) {
     std::pop_heap(candidates_.begin(), candidates_.end(), later);
-    const int32_t slot = candidates_.back().running_idx;
+    const int32_t slot = candidates_.back().slot;
     candidates_.pop_back();
     const int32_t idx = jobs_[slot].running_idx;
     if (idx < 0) continue;  // preempted for one before it
@@ -454,8 +512,8 @@ void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt)
       if (anybody_decodes || filled) {
         // Nobody overtakes it; what this step did not spend is put by until it is enough.
         if (anybody_decodes) {
-          saved = std::min(std::max<int64_t>(budget, 0),
-                           fixed + PriceNs(prices, WorkOf(r, r.kind, least)));
+          wanted = fixed + PriceNs(prices, WorkOf(r, r.kind, least));
+          saved = std::clamp<int64_t>(budget, 0, wanted);
         }
         break;
       }
@@ -487,6 +545,34 @@ void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt)
     filled = true;
   }
   saved_ns_ = saved;
+  wanted_ns_ = wanted;
+}
+
+// The sums of what is in the plan.
+void Scheduler::SumUp() {
+  std::fill(decode_work_.begin(), decode_work_.end(), Work{});
+  std::fill(forward_tokens_.begin(), forward_tokens_.end(), 0);
+  plan_.decode_ns = 0;
+  plan_.predicted_ns = 0;
+  for (size_t i = 0; i < plan_.items.size(); ++i) {
+    const PlanItem& item = plan_.items[i];
+    const Running& r = running_[plan_idx_[i]];
+    if (item.kind != WorkKind::kEncode) forward_tokens_[r.model] += item.amount;
+    if (item.kind == WorkKind::kDecode) {
+      AddDecode(decode_work_[r.model], r);
+    } else {
+      plan_.predicted_ns += PriceNs(models_[r.model].prices, WorkOf(r, item.kind, item.amount));
+    }
+  }
+  for (size_t m = 0; m < models_.size(); ++m) {
+    const Prices& prices = models_[m].prices;
+    if (decode_work_[m].decode_rows > 0) {
+      plan_.decode_ns += PriceNs(prices, decode_work_[m]);
+    } else if (forward_tokens_[m] > 0) {
+      plan_.predicted_ns += prices.forward_ps / 1000;
+    }
+  }
+  plan_.predicted_ns += plan_.decode_ns;
 }
 
 const StepPlan& Scheduler::Schedule(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
@@ -509,6 +595,7 @@ const StepPlan& Scheduler::Schedule(int64_t now_us, absl::FunctionRef<void(JobId
     std::erase_if(plan_.items, [&](const PlanItem& item) { return Of(item.job).running_idx < 0; });
     plan_idx_.clear();
     for (const PlanItem& item : plan_.items) plan_idx_.push_back(Of(item.job).running_idx);
+    SumUp();
   }
   if (listener_) listener_->OnPlan(plan_, now_us);
   return plan_;
@@ -516,6 +603,9 @@ const StepPlan& Scheduler::Schedule(int64_t now_us, absl::FunctionRef<void(JobId
 
 void Scheduler::Commit(int64_t elapsed_us) {
   std::fill(charges_.begin(), charges_.end(), 0);
+  for (size_t m = 0; m < models_.size(); ++m) {
+    token_ps_[m] = models_[m].prices.forward_ps / std::max<int64_t>(forward_tokens_[m], 1);
+  }
   for (size_t i = 0; i < plan_.items.size(); ++i) {
     const PlanItem& item = plan_.items[i];
     Running& r = running_[plan_idx_[i]];
@@ -523,9 +613,9 @@ void Scheduler::Commit(int64_t elapsed_us) {
     int64_t cost;
     if (item.kind == WorkKind::kDecode) {  // ten thousand of these a step
       const int64_t n = item.amount;
-      cost = (n * (p.decode_row_ps + (r.context + 1) * p.decode_context_ps +
-                   r.cross_len * p.cross_position_ps) +
-              p.forward_ps * n / forward_tokens_[r.model]) /
+      cost = n *
+             (token_ps_[r.model] + p.decode_row_ps + (r.context + 1) * p.decode_context_ps +
+              r.cross_len * p.cross_position_ps) /
              1000;
       r.cost.decode_ns += cost;
       ++r.context;
@@ -536,7 +626,7 @@ void Scheduler::Commit(int64_t elapsed_us) {
         r.cost.encode_ns += cost;
         if (r.amount == 0) free_encoder_slots_.push_back(std::exchange(r.encoder_slot, -1));
       } else {
-        cost += p.forward_ps / 1000 * item.amount / forward_tokens_[r.model];
+        cost += token_ps_[r.model] * item.amount / 1000;
         r.cost.prefill_ns += cost;
         r.context += item.amount;
       }
@@ -564,16 +654,21 @@ void Scheduler::CheckInvariants() const {
   for (size_t i = 0; i < running_.size(); ++i) {
     const Running& r = running_[i];
     const Job& job = jobs_[r.slot];
-    CHECK(job.id != 0 && job.running_idx == static_cast<int32_t>(i));
+    CHECK(job.id != 0 && job.id == r.id && job.running_idx == static_cast<int32_t>(i));
     CHECK(!line_.Contains(r.slot));
     CHECK_LE(r.reserved, BlocksAt(job.spec, job.spec.rows, job.spec.max_context));
     blocks += r.reserved;
     rows += job.spec.rows;
     encoders += r.encoder_slot >= 0;
   }
+  std::array<int64_t, 2> features{}, expected_features{};  // in use, and of it by who waits
   for (const Job& job : jobs_) {
     if (job.id == 0) continue;
     ++live;
+    if (job.has_features) {
+      features[0] += job.spec.feature_slots;
+      if (job.running_idx < 0) features[1] += job.spec.feature_slots;
+    }
     CHECK_GE(job.fill_left_ns, 0);
     backlog += job.fill_left_ns;
     CHECK(job.running_idx >= 0 || line_.Contains(SlotOf(job.id)));
@@ -584,6 +679,12 @@ void Scheduler::CheckInvariants() const {
   CHECK_EQ(rows, rows_reserved_);
   CHECK_EQ(backlog, backlog_ns_);
   CHECK_EQ(encoders + static_cast<int32_t>(free_encoder_slots_.size()), options_.encoder_slots);
+  for (size_t m = 0; m < models_.size(); ++m) {
+    CHECK_LE(feature_slots_used_[m], models_[m].feature_slots);
+    expected_features[0] += feature_slots_used_[m];
+    expected_features[1] += features_waiting_[m];
+  }
+  CHECK(features == expected_features);
   for (size_t t = 0; t < tenant_blocks_.size(); ++t) {
     CHECK_LE(tenant_blocks_[t], line_.options(static_cast<int32_t>(t)).max_blocks);
     CHECK_LE(tenant_running_[t], line_.options(static_cast<int32_t>(t)).max_running);

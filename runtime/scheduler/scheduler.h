@@ -7,16 +7,18 @@
 //
 // Admission. A job is admitted with its worst-case KV blocks, rows and feature slots set aside, so
 // that nothing it does later can fail for want of memory (`optimistic`: with what it is expected to
-// need; when blocks run out, a parked job, else the youngest of the lowest priority is preempted: it
-// gives everything back, waits in its old place and is computed again). Who is next: waiting_line.h. The
-// next one waits until it fits and nobody overtakes it.
+// need; when blocks run out, a parked job, else the youngest of the lowest priority is preempted:
+// it gives everything back, waits in its old place and is computed again). Who is next: waiting_line.h. The
+// next one waits until it fits and nobody overtakes it, but a preempted job that still holds the
+// image features it waits for.
 //
 // A step has `target_step_us` of predicted device time. Decodes go first, always all of them. What
 // is left is filled with encode units and prefill chunks, the tenant with the lowest counter first,
 // cut to what fits. Where a single unit does not fit, its price is saved up over steps, an eighth
 // of the target at least each. So with D the price of the step's decodes, a step is predicted to
-// last at most D + max(target, dearest unit), and D + max(target, target / 8) on average. Without
-// anybody decoding a unit runs at once. `target_step_us` 0: no budget, first come, first served.
+// last at most D + max(target, dearest unit), and max(target, D + target / 8) on average. A unit is
+// an encode unit, or a prefill chunk of 16 tokens with its pass. Without anybody decoding a unit
+// runs at once. `target_step_us` 0: no budget, first come, first served.
 #pragma once
 
 #include <cstdint>
@@ -131,6 +133,7 @@ class Scheduler {
   };
   // What the step loop reads of an admitted job, packed.
   struct Running {
+    JobId id = 0;
     int32_t slot = 0;
     WorkKind kind = WorkKind::kNone;
     int32_t amount = 0;
@@ -145,8 +148,8 @@ class Scheduler {
     JobCost cost;           // of this run
   };
   struct Candidate {
-    int64_t counter, deadline_us, order;
-    int32_t priority, running_idx;
+    int64_t counter = 0, deadline_us = 0, order = 0;
+    int32_t priority = 0, slot = 0;
   };
 
   const Job& Of(JobId id) const;
@@ -154,14 +157,18 @@ class Scheduler {
   int32_t BlocksAt(const JobSpec& spec, int64_t rows, int64_t context) const;
   int64_t FillNs(const JobSpec& spec) const;
   bool CanStart(const Job& job) const;
+  int32_t HolderOfFeaturesFor(const Job& job) const;
   void Start(int32_t slot, int32_t reserve, int64_t now_us);
   void Stop(Job& job);  // takes it out of running_ and gives back what it has set aside
-  bool IsBehind(const Running& a, const Running& b) const;
+  static bool IsBehind(const Job& x, const Job& y);
   // Sets aside what `r` comes to with `rows` rows at `context`; preempts jobs behind it if need be.
   bool Grow(int32_t running_idx, int64_t rows, int64_t context,
             absl::FunctionRef<void(JobId)> preempt);
   void PlanDecodes(absl::FunctionRef<void(JobId)> preempt);
   void PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt);
+  void SumUp();
+  static void AddDecode(Work& work, const Running& r);
+  int64_t DecodeNs() const;
   Work WorkOf(const Running& r, WorkKind kind, int64_t amount) const;
   int64_t Largest(const Running& r, int64_t most, int64_t budget_ns) const;
   uint64_t Random();
@@ -178,12 +185,14 @@ class Scheduler {
   std::vector<char> blocked_;  // by tenant, scratch of Admit
   std::vector<int32_t> tenant_running_, tenant_blocks_;
   std::vector<int32_t> feature_slots_used_;  // by model
+  std::vector<int32_t> features_waiting_;    // by model: of these, by preempted jobs
   std::vector<int32_t> free_encoder_slots_;
   std::vector<JobId> admitted_;
   std::vector<JobId> order_scratch_;
   std::vector<Candidate> candidates_;
   std::vector<int32_t> tokens_left_;     // by model, of this step
   std::vector<int64_t> forward_tokens_;  // by model, of this step
+  std::vector<int64_t> token_ps_;        // by model: of the pass's fixed cost, each token's share
   std::vector<Work> decode_work_;        // by model, of this step
   StepPlan plan_;
   std::vector<int32_t> plan_idx_;  // by plan item: into running_
@@ -195,6 +204,7 @@ class Scheduler {
   int32_t rows_reserved_ = 0;
   int64_t backlog_ns_ = 0;  // fill_left_ns of all jobs
   int64_t saved_ns_ = 0;    // towards the unit that did not fit
+  int64_t wanted_ns_ = 0;   // what that unit costs
   int64_t preemptions_ = 0;
   uint64_t random_state_;
 };
