@@ -4,6 +4,7 @@
 
 #include "CLI/CLI.hpp"
 #include "server/cli.h"
+#include "server/cli_bench.h"
 #include "server/serve.h"
 
 int main(int argc, char** argv) {
@@ -18,6 +19,7 @@ int main(int argc, char** argv) {
   sensorium::AddTranscribeCommand(app, exit_code);
   sensorium::AddModelsCommand(app, exit_code);
   sensorium::AddProbeCommand(app, exit_code);
+  sensorium::AddBenchCommand(app, exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& e) {

@@ -30,6 +30,8 @@ const std::map<std::string, std::set<std::string>> kArrows = {
       "runtime/tokenizer", "runtime/weights", "runtime/media", "runtime/backend", "runtime/base"}},
     {"runtime/scheduler", {"runtime/kv_cache", "runtime/base"}},
     {"runtime/kv_cache", {"runtime/base"}},
+    // The engine's policy without the engine: time is a number here.
+    {"runtime/simulator", {"runtime/scheduler", "runtime/kv_cache", "runtime/base"}},
     // Arithmetic: never sees a request.
     {"runtime/models",
      {"runtime/sampling", "runtime/tokenizer", "runtime/weights", "runtime/media",
@@ -63,6 +65,9 @@ constexpr Exception kExceptions[] = {
     {"server/cli_", "runtime/cpu/"},
     {"server/cli_", "runtime/backend/"},
     {"server/cli_", "runtime/media/"},
+    // `sensorium bench`: recorded and simulated schedules, without an engine.
+    {"server/cli_bench", "runtime/scheduler/"},
+    {"server/cli_bench", "runtime/simulator/"},
 };
 
 // Libraries that a part of the tree must not know of, by the path in the #include.
@@ -213,6 +218,8 @@ TEST(ArrowsTest, RefusesEveryKindOfForbiddenLine) {
       {"server/service.cc", "#include \"runtime/scheduler/scheduler.h\""},
       {"server/service.cc", "#include \"runtime/media/image.h\""},
       {"server/main.cc", "#include \"runtime/scheduler/scheduler.h\""},
+      {"server/cli_models.cc", "#include \"runtime/simulator/simulator.h\""},
+      {"runtime/scheduler/replay.cc", "#include \"runtime/simulator/simulator.h\""},
       {"server/main.cc", "#include \"cuda/cuda_backend.h\""},
       {"server/main.cc", "#if SENSORIUM_WITH_CUDA"},
       {"server/cli_generate.cc", "#include <cuda_runtime.h>"},
@@ -240,6 +247,8 @@ TEST(ArrowsTest, AcceptsWhatIsDrawn) {
       {"server/backend_factory.cc", "#include \"cuda/cuda_backend.h\""},
       {"server/backend_factory.cc", "#ifdef SENSORIUM_CUDA"},
       {"server/cli_generate.cc", "#include \"runtime/media/image.h\""},
+      {"server/cli_bench.cc", "#include \"runtime/scheduler/replay.h\""},
+      {"server/cli_bench_report.cc", "#include \"runtime/simulator/simulator.h\""},
       {"cuda/cuda_backend.cc", "#include <cuda_runtime.h>"},
       {"cuda/primitives.cuh", "#if __CUDA_ARCH__ >= 900"},
   };

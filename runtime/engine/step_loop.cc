@@ -175,6 +175,10 @@ absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
          .feature_slots = model.is_whisper() ? 0 : config_.image_slots,
          .prices = costs_[m].prices()});
   }
+  if (!config_.trace_path.empty()) {
+    ASSIGN_OR_RETURN(trace_, TraceWriter::Open(config_.trace_path,
+                                               {.options = options, .num_blocks = blocks_->total()}));
+  }
   scheduler_ = std::make_unique<Scheduler>(options, *blocks_, trace_.get());
   stats_.blocks_total = blocks_->total();
   spdlog::info("{}: {} KV blocks of {} KiB, workspace {} MiB", be_.description(), blocks_->total(),
@@ -220,6 +224,11 @@ StepLoop::~StepLoop() {
     thread_.join();
   }
   jobs_.clear();
+  if (trace_) {
+    if (const absl::Status status = trace_->Close(); !status.ok()) {
+      spdlog::error("the trace is not whole: {}", std::string(status.message()));
+    }
+  }
 }
 
 void StepLoop::Submit(std::unique_ptr<Job> job, int32_t tenant, Ticket ticket) {

@@ -23,6 +23,7 @@
 #include "runtime/models/workspace.h"
 #include "runtime/scheduler/cost_model.h"
 #include "runtime/scheduler/scheduler.h"
+#include "runtime/scheduler/trace.h"
 
 namespace sensorium {
 
@@ -122,7 +123,7 @@ class StepLoop {
   std::unique_ptr<BlockAllocator> blocks_;
   std::unique_ptr<BlockCache> cache_;
   std::vector<CostModel> costs_;  // by model
-  std::unique_ptr<SchedulerListener> trace_;
+  std::unique_ptr<TraceWriter> trace_;
   std::unique_ptr<Scheduler> scheduler_;
   std::map<JobId, Running> jobs_;
   std::vector<ModelStep> steps_;  // by model

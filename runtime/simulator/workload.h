@@ -1,0 +1,109 @@
+// What comes in: requests with their sizes and times, drawn from distributions or read from a CSV
+// file. The same workload and seed give the same requests, on every machine.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "runtime/scheduler/job.h"
+
+namespace sensorium {
+
+enum class RequestKind : uint8_t { kPicture, kSpeech, kText };
+inline constexpr int kNumRequestKinds = 3;
+std::string_view RequestKindName(RequestKind kind);  // "picture", "speech", "text"
+absl::StatusOr<RequestKind> ParseRequestKind(const std::string& name);
+
+// SplitMix64 (Steele et al. 2014) and what is made of it: the C++ library's distributions differ
+// between implementations.
+class SimulationRandom {
+ public:
+  explicit SimulationRandom(uint64_t seed) : state_(seed) {}
+  uint64_t Bits();
+  double Uniform();      // [0, 1)
+  double Exponential();  // of mean 1
+  double Normal();       // Box-Muller
+ private:
+  uint64_t state_;
+};
+
+// Of whole numbers of at least 0.
+struct Distribution {
+  enum class Kind : uint8_t { kConstant, kUniform, kLognormal, kGeometric };
+  Kind kind = Kind::kConstant;
+  double a = 0;       // the constant; the least; the median; the mean
+  double b = 0;       // -; the most, included; sigma of the logarithm; -
+  double most = 1e9;  // of lognormal and geometric: cut to it
+
+  int64_t Draw(SimulationRandom& random) const;
+  double Mean() const;  // without the cut
+
+  // "120", "uniform:1:13", "lognormal:200:0.8", "geometric:64"; the last two may end in ":most".
+  static absl::StatusOr<Distribution> Parse(const std::string& text);
+};
+
+// One request, as the scheduler and a CSV file know it.
+struct Arrival {
+  int64_t time_us = 0;
+  int32_t tenant = 0;
+  RequestKind kind = RequestKind::kText;
+  int32_t image_crops = 0;
+  int64_t audio_ms = 0;       // speech: transcribed; else a spoken question, heard first
+  int32_t prompt_tokens = 0;  // of text, beside the picture's
+  int32_t output_tokens = 1;  // speech: of all its windows together
+  int32_t priority = 0;
+  int64_t deadline_us = kNever;  // of the last token, since the start
+};
+
+// One kind of request in a mix.
+struct RequestMix {
+  RequestKind kind = RequestKind::kText;
+  double weight = 1;
+  Distribution image_crops, audio_ms, prompt_tokens, output_tokens;
+  int32_t priority = 0;
+  int64_t deadline_ms = 0;  // since arrival; 0: none
+};
+
+struct TenantMix {
+  std::string name = "default";
+  double share = 1;       // of the requests
+  int32_t weight = 1000;  // of the device, in thousandths
+  // Requests in line, and admitted. Where the common line is full of one tenant's requests the
+  // others are refused, whatever their weight: give each a part of it.
+  int32_t max_waiting = std::numeric_limits<int32_t>::max();
+  int32_t max_running = std::numeric_limits<int32_t>::max();
+};
+
+struct Workload {
+  double rate = 1;         // requests a second, on average
+  double duration_s = 60;  // of arrivals
+  // Bursts: Poisson arrivals while it is on, none while it is off, both of exponential length; the
+  // average stays `rate`. 0: Poisson all the time.
+  double on_s = 0, off_s = 0;
+  std::vector<RequestMix> mix;
+  std::vector<TenantMix> tenants = {{}};
+  // Where it is not empty, these are the requests, and rate, bursts and mix mean nothing.
+  std::vector<Arrival> arrivals;
+};
+
+// The usual sizes of a kind: pictures of 1 to 13 crops with a question, recordings of 5 to 60
+// seconds, questions in text.
+RequestMix DefaultMix(RequestKind kind, double weight);
+// "picture:3,speech:1,text:6": of the usual sizes.
+absl::StatusOr<std::vector<RequestMix>> ParseMix(const std::string& text);
+
+// In order of time. At most `most` of them: more is an error that names both numbers.
+absl::StatusOr<std::vector<Arrival>> DrawArrivals(const Workload& workload, uint64_t seed,
+                                                  int64_t most = 20'000'000);
+
+// A CSV file with a header of these columns, in any order; all but the first may be left out:
+// time_ms,tenant,kind,image_crops,audio_ms,prompt_tokens,output_tokens,priority,deadline_ms
+// A tenant is a name; new ones are added to `workload.tenants` with the usual weight. Sets
+// `workload.arrivals` and its duration. Errors name file and line.
+absl::Status ReadArrivalsCsv(const std::string& path, Workload& workload);
+
+}  // namespace sensorium
