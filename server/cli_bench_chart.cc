@@ -56,7 +56,7 @@ std::string Escape(const std::string& text) {
   return out;
 }
 
-std::string Label(double value) { return absl::StrFormat("%g", value); }
+std::string Label(double value) { return absl::StrFormat("%g", value + 0.0); }  // no -0
 
 // Round numbers, about `count` of them, over [low, high].
 std::vector<double> Ticks(double low, double high, int count) {

@@ -141,7 +141,8 @@ std::string SimulationText(const BenchSetup& setup, const SimulationRun& run) {
                         r.mean_in_system, r.steps, r.preemptions, r.fairness);
   if (o.target_step_us > 0) {
     absl::StrAppendFormat(
-        &text, "a token waits for %s at most: decodes %s, and the target or a unit of %s\n",
+        &text,
+        "stated bound on the wait for a token: %s = decodes %s + the target or a unit of %s\n",
         Time(static_cast<double>(r.stall_bound_us)),
         Time(static_cast<double>(r.dearest_decodes_us)),
         Time(static_cast<double>(r.dearest_unit_us)));
