@@ -50,7 +50,9 @@ TEST(CliFormatTest, AnAnswerIsOneLineOfJsonInItsFixedOrder) {
       R"({"text":"a\n","token_ids":[7,9],"logprobs":[{"token_id":7,"logprob":-0.1,"alternatives":[)"
       R"({"token_id":8,"logprob":null}]}],"points":[{"x":12.3,"y":4.0,"label":"star","ordinal":1}],)"
       R"("usage":{"prompt_tokens":3,"cached_tokens":0,"image_tokens":0,"completion_tokens":0,)"
-      R"("audio_ms":0,"kv_blocks_peak":0},"timing":{"queued_us":5,"encode_us":0,"prefill_us":0,)"
+      R"("audio_ms":0,"kv_blocks_peak":0,"encode_device_us":0,"prefill_device_us":0,)"
+      R"("decode_device_us":0,"kv_block_ms":0},)"
+      R"("timing":{"queued_us":5,"encode_us":0,"prefill_us":0,)"
       R"("decode_us":0,"time_to_first_token_us":0,"predicted_us":0},"finish_reason":"stop_string",)"
       R"("model":"m","heard":"what?"})");
 }

@@ -30,13 +30,19 @@ std::string ReadFile(const std::string& path) {
   return text.str();
 }
 
-// One object a line; without `timing`, where two runs may differ.
+// One object a line; without what it took and what the cache had, where two runs may differ.
 std::vector<nlohmann::ordered_json> WithoutTiming(const std::string& lines) {
   std::vector<nlohmann::ordered_json> all;
   std::istringstream in(lines);
   for (std::string line; std::getline(in, line);) {
     all.push_back(nlohmann::ordered_json::parse(line));
     all.back().erase("timing");
+    if (all.back().contains("usage")) {
+      for (const char* key : {"cached_tokens", "encode_device_us", "prefill_device_us",
+                              "decode_device_us", "kv_block_ms"}) {
+        all.back()["usage"].erase(key);
+      }
+    }
   }
   return all;
 }
