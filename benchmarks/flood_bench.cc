@@ -74,6 +74,14 @@ GenerateRequest Question(const std::string& text, std::string image, int32_t max
   return request;
 }
 
+// Whether it is the stream's last event. A refusal would make the figures mean nothing.
+template <typename Event>
+bool Ended(const Event& event) {
+  const auto* end = std::get_if<StreamEnd>(&event);
+  if (end) CHECK(end->status.ok()) << end->status;
+  return end != nullptr;
+}
+
 double MsSince(Clock::time_point start) {
   return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
 }
@@ -117,7 +125,7 @@ void Measure(const Options& options, Run& run) {
             last = now;
             if (!counted) ++started, counted = true;
           }
-          more = !std::holds_alternative<StreamEnd>(event);
+          more = !Ended(event);
           if (stop) queue->Cancel(), more = false;
         }
       }
@@ -125,11 +133,11 @@ void Measure(const Options& options, Run& run) {
   }
   while (started < options.streams) std::this_thread::yield();
 
+  const std::string wide = ReadFile(models + "/molmo-mini/wide.png");
+  const std::string morning = ReadFile(models + "/whisper-mini/morning.wav");
   std::atomic<int> done{0};
   std::vector<std::vector<double>> firsts(8);
   if (run.flood) {
-    const std::string wide = ReadFile(models + "/molmo-mini/wide.png");
-    const std::string morning = ReadFile(models + "/whisper-mini/morning.wav");
     for (int f = 0; f < 8; ++f) {
       threads.emplace_back([&, f] {
         for (int i = 0; !stop; ++i) {
@@ -144,7 +152,7 @@ void Measure(const Options& options, Run& run) {
             for (bool more = true; more;) {
               const GenerateEvent event = queue->Pop();
               if (std::holds_alternative<GenerateDelta>(event)) note();
-              more = !std::holds_alternative<StreamEnd>(event);
+              more = !Ended(event);
               if (stop) queue->Cancel(), more = false;
             }
           } else {
@@ -156,7 +164,7 @@ void Measure(const Options& options, Run& run) {
             for (bool more = true; more;) {
               const TranscribeEvent event = queue->Pop();
               if (std::holds_alternative<TranscribeSegment>(event)) note();
-              more = !std::holds_alternative<StreamEnd>(event);
+              more = !Ended(event);
               if (stop) queue->Cancel(), more = false;
             }
           }
