@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <limits>
 #include <tuple>
 #include <utility>
 
@@ -34,6 +35,10 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
   CHECK_GE(options.max_waiting, 0);
   CHECK_GE(options.encoder_slots, 1);
   CHECK(!options.models.empty());
+  for (const size_t count : {options.models.size(), options.tenants.size(),
+                             static_cast<size_t>(options.encoder_slots)}) {
+    CHECK_LE(count, size_t{std::numeric_limits<int16_t>::max()});  // see Running
+  }
   const int32_t slots = options.max_waiting + options.max_batch_seqs;
   CHECK_LT(slots, 1 << kSlotBits);
   jobs_.resize(slots);
@@ -47,10 +52,12 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
   for (int32_t s = options.encoder_slots - 1; s >= 0; --s) free_encoder_slots_.push_back(s);
   admitted_.reserve(options.max_batch_seqs);
   order_scratch_.reserve(options.max_batch_seqs);
+  grows_.reserve(options.max_batch_seqs);
+  fills_.reserve(options.max_batch_seqs);
   candidates_.reserve(options.max_batch_seqs);
   tokens_left_.resize(models_.size());
   forward_tokens_.resize(models_.size());
-  token_ps_.resize(models_.size());
+  row_prices_.resize(models_.size());
   decode_work_.resize(models_.size());
   plan_.items.reserve(options.max_batch_seqs);
   plan_idx_.reserve(options.max_batch_seqs);
@@ -169,7 +176,11 @@ const Scheduler::Job& Scheduler::Of(JobId id) const {
 JobCost Scheduler::cost(JobId id) const {
   const Job& job = Of(id);
   JobCost cost = job.cost;
-  if (job.running_idx >= 0) cost += running_[job.running_idx].cost;
+  if (job.running_idx >= 0) {
+    const Running& r = running_[job.running_idx];
+    cost.decode_ns += r.decode_ns;
+    cost.block_ns += r.reserved * (busy_us_ - job.billed_us) * 1000;
+  }
   return cost;
 }
 
@@ -236,7 +247,8 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
 
 void Scheduler::Stop(Job& job) {
   Running& r = running_[job.running_idx];
-  job.cost += r.cost;
+  job.cost.decode_ns += r.decode_ns;
+  Bill(job, r.reserved);
   blocks_.Unreserve(r.reserved);
   tenant_blocks_[r.tenant] -= r.reserved;
   --tenant_running_[r.tenant];
@@ -246,6 +258,12 @@ void Scheduler::Stop(Job& job) {
   jobs_[r.slot].running_idx = job.running_idx;
   running_.pop_back();
   job.running_idx = -1;
+}
+
+// Blocks by time, up to now: before their number changes.
+void Scheduler::Bill(Job& job, int32_t blocks) {
+  job.cost.block_ns += blocks * (busy_us_ - job.billed_us) * 1000;
+  job.billed_us = busy_us_;
 }
 
 void Scheduler::Remove(JobId id) {
@@ -295,13 +313,14 @@ void Scheduler::Start(int32_t slot, int32_t reserve, int64_t now_us) {
   Job& job = jobs_[slot];
   line_.Erase(slot);
   job.running_idx = running();
+  job.served_us = now_us;
+  job.billed_us = busy_us_;
   running_.push_back({.id = job.id,
-                      .slot = slot,
-                      .model = job.spec.model,
-                      .tenant = job.spec.tenant,
-                      .reserved = reserve,
                       .cross_len = job.spec.cross_len,
-                      .served_us = now_us});
+                      .slot = slot,
+                      .model = static_cast<int16_t>(job.spec.model),
+                      .tenant = static_cast<int16_t>(job.spec.tenant)});
+  SetReserved(running_.back(), reserve);
   tenant_blocks_[job.spec.tenant] += reserve;
   ++tenant_running_[job.spec.tenant];
   rows_reserved_ += job.spec.rows;
@@ -341,7 +360,7 @@ const std::vector<JobId>& Scheduler::Admit(int64_t now_us) {
 }
 
 void Scheduler::SetWork(JobId id, const JobWork& work) {
-  const Job& job = Of(id);
+  Job& job = Of(id);
   CHECK_GE(job.running_idx, 0);
   Running& r = running_[job.running_idx];
   if (JobWork{r.kind, r.amount, r.context, r.tables} == work) return;
@@ -352,10 +371,12 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
   if (r.encoder_slot >= 0 && work.kind != WorkKind::kEncode && work.kind != WorkKind::kNone) {
     free_encoder_slots_.push_back(std::exchange(r.encoder_slot, -1));  // no longer half way
   }
+  if (r.kind == WorkKind::kDecode) job.served_us = std::max(job.served_us, plan_us_);
   r.kind = work.kind;
   r.amount = work.amount;
   r.context = work.context;
   r.tables = work.tables;
+  SetReserved(r, r.reserved);
   if (listener_) listener_->OnWork(id, work);
 }
 
@@ -364,6 +385,27 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
 bool Scheduler::IsBehind(const Job& x, const Job& y) {
   return std::tuple(-int64_t{x.spec.priority}, x.order) >
          std::tuple(-int64_t{y.spec.priority}, y.order);
+}
+
+void Scheduler::SetReserved(Running& r, int32_t blocks) {
+  r.reserved = blocks;
+  const int64_t rows = std::max(r.tables, r.kind == WorkKind::kDecode ? r.amount : 1);
+  const int64_t each = (blocks - jobs_[r.slot].spec.fixed_blocks) / rows;
+  r.covered = each * models_[r.model].block_size;
+}
+
+// Whether the decodes in grows_ get another block each, and nobody has to go for it.
+bool Scheduler::AllCanGrow() {
+  int64_t more = 0;
+  for (const int32_t idx : grows_) {
+    const Running& r = running_[idx];
+    const int64_t needed =
+        BlocksAt(jobs_[r.slot].spec, std::max(r.amount, r.tables), r.context + 1) - r.reserved;
+    more += needed;
+    // As if all of it were this tenant's: the slow way finds out.
+    if (tenant_blocks_[r.tenant] + more > line_.options(r.tenant).max_blocks) return false;
+  }
+  return more <= blocks_.total() - blocks_.reserved();
 }
 
 bool Scheduler::Grow(int32_t running_idx, int64_t rows, int64_t context,
@@ -376,7 +418,8 @@ bool Scheduler::Grow(int32_t running_idx, int64_t rows, int64_t context,
     if (more <= 0) return true;
     const bool tenant_full = tenant_blocks_[r.tenant] + more > line_.options(r.tenant).max_blocks;
     if (!tenant_full && blocks_.Reserve(more)) {
-      r.reserved = needed;
+      Bill(jobs_[r.slot], r.reserved);
+      SetReserved(r, needed);
       tenant_blocks_[r.tenant] += more;
       return true;
     }
@@ -422,11 +465,26 @@ void Scheduler::PlanDecodes(absl::FunctionRef<void(JobId)> preempt) {
     plan_.items.push_back({.job = r.id, .kind = WorkKind::kDecode, .amount = r.amount});
     plan_idx_.push_back(idx);
   };
-  if (!options_.optimistic) {
-    for (int32_t i = 0; i < running(); ++i) {
-      if (running_[i].kind == WorkKind::kDecode) plan(i);
+  grows_.clear();
+  fills_.clear();
+  for (int32_t i = 0; i < running(); ++i) {
+    const Running& r = running_[i];
+    if (r.kind == WorkKind::kDecode) {
+      plan(i);
+      if (options_.optimistic && r.context >= r.covered) grows_.push_back(i);
+    } else if (r.kind != WorkKind::kNone) {
+      fills_.push_back(r.slot);
+    }
+  }
+  if (AllCanGrow()) {
+    for (const int32_t idx : grows_) {
+      const Running& r = running_[idx];
+      CHECK(Grow(idx, std::max(r.amount, r.tables), r.context + 1, preempt));
     }
   } else {
+    plan_.items.clear();
+    plan_idx_.clear();
+    std::fill(decode_work_.begin(), decode_work_.end(), Work{});
     // First everybody's blocks, the foremost job's first: what is planned after that is there to
     // stay. Who gets none is the one furthest behind, and sits this step out.
     order_scratch_.clear();
@@ -458,21 +516,19 @@ void Scheduler::PlanDecodes(absl::FunctionRef<void(JobId)> preempt) {
 
 void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
   candidates_.clear();
-  for (int32_t i = 0; i < running(); ++i) {
-    const Running& r = running_[i];
-    if (r.kind != WorkKind::kPrefill && r.kind != WorkKind::kEncode) continue;
-    const Job& job = jobs_[r.slot];
+  for (const int32_t slot : fills_) {
+    const Job& job = jobs_[slot];
     // Whoever got nothing for too long goes first, whatever its tenant had or its neighbours are.
-    const bool starves = now_us - r.served_us >= options_.starvation_us;
+    const bool starves = now_us - job.served_us >= options_.starvation_us;
     const bool first_come = options_.target_step_us == 0;
     if (first_come || starves) {
-      candidates_.push_back({.counter = -1, .order = job.order, .slot = r.slot});
+      candidates_.push_back({.counter = -1, .order = job.order, .slot = slot});
     } else {
-      candidates_.push_back({.counter = line_.counter(r.tenant),
+      candidates_.push_back({.counter = line_.counter(job.spec.tenant),
                              .deadline_us = job.spec.deadline_us,
                              .order = job.order,
                              .priority = job.spec.priority,
-                             .slot = r.slot});
+                             .slot = slot});
     }
   }
   const auto later = [](const Candidate& a, const Candidate& b) {
@@ -532,7 +588,7 @@ void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt)
       forward_tokens_[r.model] += amount;
     } else {
       if (now.encoder_slot < 0) {
-        now.encoder_slot = free_encoder_slots_.back();
+        now.encoder_slot = static_cast<int16_t>(free_encoder_slots_.back());
         free_encoder_slots_.pop_back();
       }
       item.encoder_slot = now.encoder_slot;
@@ -604,42 +660,41 @@ const StepPlan& Scheduler::Schedule(int64_t now_us, absl::FunctionRef<void(JobId
 void Scheduler::Commit(int64_t elapsed_us) {
   std::fill(charges_.begin(), charges_.end(), 0);
   for (size_t m = 0; m < models_.size(); ++m) {
-    token_ps_[m] = models_[m].prices.forward_ps / std::max<int64_t>(forward_tokens_[m], 1);
+    const Prices& p = models_[m].prices;
+    const int64_t share_ps = p.forward_ps / std::max<int64_t>(forward_tokens_[m], 1);
+    row_prices_[m] = {p.decode_row_ps + share_ps, p.decode_context_ps, p.cross_position_ps};
   }
   for (size_t i = 0; i < plan_.items.size(); ++i) {
     const PlanItem& item = plan_.items[i];
     Running& r = running_[plan_idx_[i]];
-    const Prices& p = models_[r.model].prices;
+    const RowPrices& p = row_prices_[r.model];
     int64_t cost;
     if (item.kind == WorkKind::kDecode) {  // ten thousand of these a step
-      const int64_t n = item.amount;
-      cost = n *
-             (token_ps_[r.model] + p.decode_row_ps + (r.context + 1) * p.decode_context_ps +
-              r.cross_len * p.cross_position_ps) /
-             1000;
-      r.cost.decode_ns += cost;
       ++r.context;
+      cost = item.amount * (p.row_ps + r.context * p.context_ps + r.cross_len * p.cross_ps) / 1000;
+      r.decode_ns += cost;
     } else {
-      cost = PriceNs(p, WorkOf(r, item.kind, item.amount));
+      Job& job = jobs_[r.slot];
+      const Prices& prices = models_[r.model].prices;
+      cost = PriceNs(prices, WorkOf(r, item.kind, item.amount));
       r.amount -= item.amount;
       if (item.kind == WorkKind::kEncode) {
-        r.cost.encode_ns += cost;
+        job.cost.encode_ns += cost;
         if (r.amount == 0) free_encoder_slots_.push_back(std::exchange(r.encoder_slot, -1));
       } else {
-        cost += token_ps_[r.model] * item.amount / 1000;
-        r.cost.prefill_ns += cost;
+        cost += (p.row_ps - prices.decode_row_ps) * item.amount / 1000;
+        job.cost.prefill_ns += cost;
         r.context += item.amount;
       }
       if (r.amount == 0) r.kind = WorkKind::kNone;  // what comes next, SetWork tells
-      Job& job = jobs_[r.slot];
+      job.served_us = plan_us_;
       const int64_t done = std::min(cost, job.fill_left_ns);
       job.fill_left_ns -= done;
       backlog_ns_ -= done;
     }
-    r.served_us = plan_us_;
     charges_[r.tenant] += cost;
   }
-  for (Running& r : running_) r.cost.block_ns += int64_t{r.reserved} * elapsed_us * 1000;
+  busy_us_ += elapsed_us;
   for (int32_t t = 0; t < line_.num_tenants(); ++t) {
     if (charges_[t]) line_.Charge(t, charges_[t]);
   }

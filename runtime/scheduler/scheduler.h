@@ -129,24 +129,27 @@ class Scheduler {
     int64_t fill_left_ns = 0;   // predicted encode and prefill work not yet done
     int32_t running_idx = -1;   // into running_, or -1: waits
     bool has_features = false;  // its feature slots are set aside: from admission until it goes
-    JobCost cost;               // of its runs before the present one
+    int64_t served_us = 0;      // when it last was in a plan, or was admitted; not told of decodes
+    int64_t billed_us = 0;      // of busy_us_, up to which its blocks are in `cost`
+    JobCost cost;               // but for the decodes of the present run
   };
-  // What the step loop reads of an admitted job, packed.
+  // What the step loop reads of an admitted job: a cache line, for there may be ten thousand.
   struct Running {
     JobId id = 0;
-    int32_t slot = 0;
-    WorkKind kind = WorkKind::kNone;
-    int32_t amount = 0;
-    int32_t model = 0;
-    int32_t tenant = 0;
-    int32_t reserved = 0;  // KV blocks
-    int32_t encoder_slot = -1;
     int64_t context = 0;
-    int32_t tables = 1;
     int64_t cross_len = 0;
-    int64_t served_us = 0;  // when it last was in a plan, or was admitted
-    JobCost cost;           // of this run
+    int64_t covered = 0;    // context that the rows may come to with what is reserved
+    int64_t decode_ns = 0;  // cost of this run's decodes
+    int32_t slot = 0;
+    int32_t amount = 0;
+    int32_t tables = 1;
+    int32_t reserved = 0;  // KV blocks
+    int16_t model = 0;
+    int16_t tenant = 0;
+    int16_t encoder_slot = -1;
+    WorkKind kind = WorkKind::kNone;
   };
+  static_assert(sizeof(Running) == 64);
   struct Candidate {
     int64_t counter = 0, deadline_us = 0, order = 0;
     int32_t priority = 0, slot = 0;
@@ -162,6 +165,9 @@ class Scheduler {
   void Stop(Job& job);  // takes it out of running_ and gives back what it has set aside
   static bool IsBehind(const Job& x, const Job& y);
   // Sets aside what `r` comes to with `rows` rows at `context`; preempts jobs behind it if need be.
+  void SetReserved(Running& r, int32_t blocks);
+  void Bill(Job& job, int32_t blocks);
+  bool AllCanGrow();
   bool Grow(int32_t running_idx, int64_t rows, int64_t context,
             absl::FunctionRef<void(JobId)> preempt);
   void PlanDecodes(absl::FunctionRef<void(JobId)> preempt);
@@ -189,15 +195,21 @@ class Scheduler {
   std::vector<int32_t> free_encoder_slots_;
   std::vector<JobId> admitted_;
   std::vector<JobId> order_scratch_;
+  std::vector<int32_t> grows_;  // into running_: decodes that need another block
+  std::vector<int32_t> fills_;  // slots of who encodes or prefills
   std::vector<Candidate> candidates_;
   std::vector<int32_t> tokens_left_;     // by model, of this step
   std::vector<int64_t> forward_tokens_;  // by model, of this step
-  std::vector<int64_t> token_ps_;        // by model: of the pass's fixed cost, each token's share
-  std::vector<Work> decode_work_;        // by model, of this step
+  struct RowPrices {
+    int64_t row_ps, context_ps, cross_ps;  // row_ps with its share of the pass's fixed cost
+  };
+  std::vector<RowPrices> row_prices_;  // by model, of the step that Commit charges
+  std::vector<Work> decode_work_;      // by model, of this step
   StepPlan plan_;
   std::vector<int32_t> plan_idx_;  // by plan item: into running_
   std::vector<int64_t> charges_;   // by tenant, scratch of Commit
   int64_t plan_us_ = 0;            // when it was made
+  int64_t busy_us_ = 0;            // all steps' duration
 
   int64_t next_id_ = 1;
   int64_t next_order_ = 0;

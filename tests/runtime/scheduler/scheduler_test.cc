@@ -164,7 +164,7 @@ TEST(SchedulerTest, WithoutAnybodyDecodingAUnitRunsAtOnce) {
   EXPECT_THAT(house.Step(), ElementsAre(Encode(encode, 1)));
 }
 
-// Found by the property test: the savings came on top of a whole step's share.
+// Found by review: the savings came on top of a whole step's share.
 TEST(SchedulerTest, SavingsDoNotMakeAStepLongerThanItsBound) {
   House house(Priced(3'950));
   const JobId decode = house.Admitted({}, kDecodes);
@@ -478,7 +478,7 @@ TEST(SchedulerTest, RowsThatNoLongerDecodeButKeepTheirCacheAreCounted) {
   EXPECT_EQ(house.blocks.reserved(), 6);
 }
 
-// Found by the property test: the plan's time still held the decodes that had been preempted.
+// Found by review: the plan's time still held the decodes that had been preempted.
 TEST(SchedulerTest, APlanThatLosesAPreemptedDecodeIsPricedWithoutIt) {
   SchedulerOptions options = Optimistic(1);
   options.models[0].prices = kPrices;
