@@ -43,11 +43,11 @@ void PinTo(std::thread& thread, int n) {
 #endif
 }
 
-constexpr uint64_t Pack(uint32_t generation, uint32_t next) {
-  return uint64_t{generation} << 32 | next;
+constexpr uint64_t Pack(uint32_t generation, uint32_t left) {
+  return uint64_t{generation} << 32 | left;
 }
 constexpr uint32_t Generation(uint64_t state) { return static_cast<uint32_t>(state >> 32); }
-constexpr uint32_t Next(uint64_t state) { return static_cast<uint32_t>(state); }
+constexpr uint32_t Left(uint64_t state) { return static_cast<uint32_t>(state); }
 
 }  // namespace
 
@@ -89,7 +89,7 @@ void ThreadPool::ParallelForWorkers(int64_t tasks, Body body) {
   unfinished_.store(tasks, std::memory_order_relaxed);
   const uint32_t generation = Generation(state_.load(std::memory_order_relaxed)) + 1;
   // Sequentially consistent, as is the sleeper's count: either it sees this loop or we see it.
-  state_.store(Pack(generation, 0));
+  state_.store(Pack(generation, static_cast<uint32_t>(tasks)));
   if (sleepers_.load() > 0) {
     { std::lock_guard<std::mutex> lock(mu_); }  // a worker between its last look and its wait
     if (tasks - 1 >= static_cast<int64_t>(workers_.size())) {
@@ -109,15 +109,19 @@ void ThreadPool::ParallelForWorkers(int64_t tasks, Body body) {
 void ThreadPool::TakeTasks(uint32_t generation, int worker) {
   uint64_t state = state_.load(std::memory_order_acquire);
   while (Generation(state) == generation) {
-    // These may already be the next loop's; then the exchange below fails.
+    // That none is left is told by the word itself: the next loop's caller fills tasks_ and the
+    // others in before it renews the word, and a thread that compared with those would find tasks
+    // in a loop that is over.
+    const uint32_t left = Left(state);
+    if (left == 0) return;
+    // These may already be the next loop's; then the word is renewed and the exchange fails.
     const uint32_t tasks = tasks_.load(std::memory_order_relaxed);
     const uint32_t run = run_.load(std::memory_order_relaxed);
     const Body* body = body_.load(std::memory_order_relaxed);
-    const uint32_t begin = Next(state);
-    if (begin >= tasks) return;
-    const uint32_t end = begin + std::min(run, tasks - begin);
-    if (!state_.compare_exchange_weak(state, Pack(generation, end), std::memory_order_acq_rel,
-                                      std::memory_order_acquire)) {
+    const uint32_t begin = tasks - left;
+    const uint32_t end = begin + std::min(run, left);
+    if (!state_.compare_exchange_weak(state, Pack(generation, left - (end - begin)),
+                                      std::memory_order_acq_rel, std::memory_order_acquire)) {
       continue;
     }
     // The taken tasks keep the loop, and so the body, alive.

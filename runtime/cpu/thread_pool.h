@@ -42,8 +42,9 @@ class ThreadPool {
   // Runs tasks of loop `generation` until none is left to take or the loop is over.
   void TakeTasks(uint32_t generation, int worker);
 
-  // The running loop: generation << 32 | next task to hand out. One word, so that a thread that
-  // comes late to loop g can never take a task of loop g + 1 with g's body.
+  // The running loop: generation << 32 | tasks not yet handed out. One word, so that a thread that
+  // comes late to loop g can never take a task of loop g + 1 with g's body, nor one of a loop g
+  // that has none left.
   std::atomic<uint64_t> state_{0};
   std::atomic<const Body*> body_{nullptr};  // the loop's; on its caller's stack
   std::atomic<uint32_t> tasks_{0};

@@ -1,5 +1,6 @@
 #include "runtime/cpu/thread_pool.h"
 
+#include <algorithm>
 #include <atomic>
 #include <random>
 #include <thread>
@@ -32,6 +33,19 @@ TEST(ThreadPoolTest, LoopsFollowEachOtherWithoutMixing) {
     std::vector<int64_t> sums(tasks);
     pool.ParallelFor(tasks, [&sums, loop](int64_t i) { sums[i] += loop + i; });
     for (int64_t i = 0; i < tasks; ++i) ASSERT_EQ(sums[i], loop + i);
+  }
+}
+
+// A thread that comes late to a loop finds it over while the caller already writes a longer one's
+// size down: it must not find tasks there.
+TEST(ThreadPoolTest, ALoopThatIsOverHasNoTasksForWhoComesLate) {
+  ThreadPool pool(3);
+  std::vector<int> runs(64);
+  for (int loop = 0; loop < 20000; ++loop) {
+    const int64_t tasks = 2 + loop % 62;  // longer than the one before, but once in a while
+    std::fill(runs.begin(), runs.end(), 0);
+    pool.ParallelFor(tasks, [&](int64_t i) { __atomic_fetch_add(&runs[i], 1, __ATOMIC_RELAXED); });
+    for (int64_t i = 0; i < 64; ++i) ASSERT_EQ(runs[i], i < tasks) << "loop " << loop << ", " << i;
   }
 }
 
