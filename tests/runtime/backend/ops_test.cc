@@ -1,14 +1,12 @@
-// Every op of the seam but attention (attention_test.cc) on every CPU level and dtype, against
+// Every op of the seam but attention (attention_test.cc) on every backend and dtype, against
 // tests/reference.
 #include <algorithm>
 #include <cstring>
 #include <numeric>
 
-#include "absl/status/status.h"
-#include "runtime/cpu/host_limits.h"
 #include "tests/reference/linear.h"
 #include "tests/reference/norms.h"
-#include "tests/runtime/cpu/ops_fixture.h"
+#include "tests/runtime/backend/ops_fixture.h"
 
 namespace sensorium {
 namespace {
@@ -376,45 +374,10 @@ TEST_P(OpsTest, EmptyBatchesDoNothing) {
   be_->Rope(none.SplitColumns(2), {}, std::vector<float>(4));
 }
 
-INSTANTIATE_TEST_SUITE_P(Levels, OpsTest,
-                         ::testing::Combine(::testing::ValuesIn(AvailableCpuLevels()),
+INSTANTIATE_TEST_SUITE_P(Backends, OpsTest,
+                         ::testing::Combine(::testing::ValuesIn(BackendsUnderTest()),
                                             ::testing::Values(kF32, kBf16)),
-                         [](const auto& info) {
-                           return std::string(Name(std::get<0>(info.param))) + "_" +
-                                  std::string(Name(std::get<1>(info.param)));
-                         });
-
-TEST(CpuBackendTest, RefusesWhatItCannotBe) {
-  EXPECT_EQ(CpuBackend::Create({.dtype = kF16, .level = {}}).status().code(),
-            absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(CpuBackend::Create({.threads = -1, .level = {}}).status().code(),
-            absl::StatusCode::kInvalidArgument);
-  if (DetectCpuLevel() < CpuLevel::kAvx512Bf16) {
-    EXPECT_EQ(CpuBackend::Create({.level = CpuLevel::kAvx512Bf16}).status().code(),
-              absl::StatusCode::kFailedPrecondition);
-  }
-}
-
-TEST(CpuBackendTest, SaysWhatItRunsOn) {
-  const auto backend = CpuBackend::Create({.threads = 2, .level = CpuLevel::kPortable});
-  ASSERT_TRUE(backend.ok());
-  EXPECT_EQ((*backend)->description(), "cpu portable, 2 threads");
-  EXPECT_GE(UsableCores(), 1);
-}
-
-TEST(CpuBackendTest, AllocatesAlignedMemoryOrSaysBothNumbers) {
-  const auto backend = CpuBackend::Create({.threads = 1, .level = {}});
-  ASSERT_TRUE(backend.ok());
-  auto buffer = (*backend)->Allocate(1000);
-  ASSERT_TRUE(buffer.ok());
-  EXPECT_EQ(reinterpret_cast<uintptr_t>((*buffer)->data()) % 64, 0u);
-  EXPECT_EQ((*buffer)->size_bytes(), 1000u);
-  EXPECT_TRUE((*backend)->Allocate(0).ok());
-  const auto huge = (*backend)->Allocate(size_t{1} << 60).status();
-  EXPECT_EQ(huge.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_NE(huge.message().find("1152921504606846976"), absl::string_view::npos);
-  EXPECT_NE(huge.message().find("available"), absl::string_view::npos);
-}
+                         OpsTestName);
 
 }  // namespace
 }  // namespace sensorium

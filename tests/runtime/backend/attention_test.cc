@@ -1,11 +1,11 @@
-// The attention ops on every CPU level and dtype: the truth, what may never be read, and that a
+// The attention ops on every backend and dtype: the truth, what may never be read, and that a
 // row's bits depend on nothing but its own keys.
 #include <algorithm>
 #include <cstring>
 #include <numeric>
 
 #include "tests/reference/attention.h"
-#include "tests/runtime/cpu/ops_fixture.h"
+#include "tests/runtime/backend/ops_fixture.h"
 
 namespace sensorium {
 namespace {
@@ -171,7 +171,7 @@ TEST_P(AttentionTest, BitsDoNotDependOnChunksNeighboursBlocksOrThreads) {
     seqs.Attend(*be_, whole.view().SplitColumns(heads), View(q).SplitColumns(heads), 0, {0},
                 {0, static_cast<int32_t>(length)}, {static_cast<int32_t>(length)}, scale, true);
 
-    const auto one_thread = MakeBackend(level(), dtype(), 1);
+    const auto one_thread = MakeBackend(1);
     for (int64_t longest_chunk : {1, 40}) {
       seqs.ShuffleBlocks();
       seqs.Store(1, 0, 0, 70);
@@ -302,7 +302,7 @@ TEST_P(AttentionTest, EncoderBitsDoNotDependOnNeighboursOrThreads) {
                         0.125f);
   };
   run(*be_, all.view(), View(q), 0, seqs);
-  const auto one_thread = MakeBackend(level(), dtype(), 1);
+  const auto one_thread = MakeBackend(1);
   for (int64_t s = 0; s < seqs; ++s) {
     Matrix alone = Poisoned(q_len, columns, dtype());
     run(*one_thread, alone.view(), View(q).Rows(s * q_len, (s + 1) * q_len), s, 1);
@@ -314,13 +314,10 @@ TEST_P(AttentionTest, EncoderBitsDoNotDependOnNeighboursOrThreads) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Levels, AttentionTest,
-                         ::testing::Combine(::testing::ValuesIn(AvailableCpuLevels()),
+INSTANTIATE_TEST_SUITE_P(Backends, AttentionTest,
+                         ::testing::Combine(::testing::ValuesIn(BackendsUnderTest()),
                                             ::testing::Values(kF32, kBf16)),
-                         [](const auto& info) {
-                           return std::string(Name(std::get<0>(info.param))) + "_" +
-                                  std::string(Name(std::get<1>(info.param)));
-                         });
+                         OpsTestName);
 
 }  // namespace
 }  // namespace sensorium
