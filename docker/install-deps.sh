@@ -13,7 +13,7 @@ packages=(
   libabsl-dev libspdlog-dev libyaml-cpp-dev nlohmann-json3-dev libcli11-dev
   libspng-dev libjpeg62-turbo-dev libwebp-dev libsndfile1-dev libsoxr-dev
   libpcre2-dev libutf8proc-dev libssl-dev zlib1g-dev
-  libgtest-dev libgmock-dev libbenchmark-dev
+  libgtest-dev libgmock-dev libbenchmark-dev libboost-context-dev
 )
 
 say() { printf 'install-deps: %s\n' "$*"; }

@@ -1,0 +1,118 @@
+// Stands in for the toolkit's header of this name where the product's CUDA sources are compiled as
+// plain C++ (tests/cuda_emu): the qualifiers, the built-in variables and the intrinsics the kernels
+// use, and the calls of the runtime API that the backend makes.
+#pragma once
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <functional>
+
+#include "tests/cuda_emu/emulator.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+
+#define threadIdx (::cuda_emu::current.thread)
+#define blockIdx (::cuda_emu::current.block)
+#define blockDim (::cuda_emu::current.block_dim)
+#define gridDim (::cuda_emu::current.grid_dim)
+
+inline void __syncthreads() { cuda_emu::BlockBarrier(); }
+
+namespace cuda_emu {
+
+template <typename T>
+struct Shuffle {
+  T value;
+  int from;
+};
+
+template <typename T>
+T ShuffleFrom(uint32_t mask, const char* kind, T value, int from) {
+  return WarpCombine<Shuffle<T>, T>(
+      mask, kind, {value, from}, [](const std::byte* in, std::byte* out) {
+        for (int lane = 0; lane < 32; ++lane) {
+          Shuffle<T> mine, other;
+          std::memcpy(&mine, in + lane * kSlotBytes, sizeof(mine));
+          std::memcpy(&other, in + (mine.from & 31) * kSlotBytes, sizeof(other));
+          std::memcpy(out + lane * kSlotBytes, &other.value, sizeof(T));
+        }
+      });
+}
+
+}  // namespace cuda_emu
+
+template <typename T>
+T __shfl_sync(uint32_t mask, T value, int from) {
+  return cuda_emu::ShuffleFrom(mask, "__shfl_sync", value, from);
+}
+template <typename T>
+T __shfl_xor_sync(uint32_t mask, T value, int lane_mask) {
+  return cuda_emu::ShuffleFrom(mask, "__shfl_xor_sync", value, cuda_emu::Lane() ^ lane_mask);
+}
+inline void __syncwarp(uint32_t mask = 0xffffffffu) {
+  cuda_emu::WarpCombine<char, char>(mask, "__syncwarp", 0, [](const std::byte*, std::byte*) {});
+}
+
+inline int __float2int_rn(float x) { return static_cast<int>(lrintf(x)); }
+inline int __double2int_rn(double x) { return static_cast<int>(lrint(x)); }
+
+// ---- Runtime API: the calls the backend makes --------------------------------------------------
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorNoDevice = 100,
+  cudaErrorLaunchFailure = 719,
+};
+enum cudaMemcpyKind {
+  cudaMemcpyHostToDevice = 1,
+  cudaMemcpyDeviceToHost = 2,
+  cudaMemcpyDeviceToDevice = 3,
+};
+enum cudaDeviceAttr {
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
+};
+struct cudaDeviceProp {
+  char name[256];
+};
+inline constexpr unsigned cudaStreamNonBlocking = 1;
+
+namespace cuda_emu {
+struct Stream;
+}
+using cudaStream_t = cuda_emu::Stream*;
+
+const char* cudaGetErrorName(cudaError_t error);
+const char* cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetLastError();
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaSetDevice(int device);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes);
+cudaError_t cudaMalloc(void** p, size_t bytes);
+cudaError_t cudaFree(void* p);
+cudaError_t cudaMallocHost(void** p, size_t bytes);
+cudaError_t cudaFreeHost(void* p);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream);
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
+                              size_t row_bytes, size_t rows, cudaMemcpyKind kind,
+                              cudaStream_t stream);
+
+namespace cuda_emu {
+// What cudaLaunchKernelEx is there: queues the kernel.
+cudaError_t Launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   std::function<void()> kernel);
+}  // namespace cuda_emu
