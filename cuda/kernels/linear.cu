@@ -103,7 +103,7 @@ __device__ __forceinline__ void LoadStage(MmaShared<kRows>& s, int stage, const 
 }
 
 template <typename X, int kRows>
-__global__ __launch_bounds__(kMmaThreads) void linear_bf16_kernel(LinearProblem p, bool aligned) {
+__global__ __launch_bounds__(kMmaThreads, kRows == 64 ? 4 : 8) void linear_bf16_kernel(LinearProblem p, bool aligned) {
   auto& s = shared_memory<MmaShared<kRows>>();
   const Tile t = FindTile(p, kRows);
   if (t.rows <= 0) return;  // all of the CTA
@@ -147,8 +147,11 @@ __global__ __launch_bounds__(kMmaThreads) void linear_bf16_kernel(LinearProblem 
     }
   }
 
+#pragma unroll  // or the sums would have to lie in memory to be indexed
   for (int i = 0; i < kTilesDown; ++i) {
+#pragma unroll
     for (int j = 0; j < kTilesAcross; ++j) {
+#pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int row = warp_row + i * 16 + lane / 4 + e / 2 * 8;
         const int64_t out = t.first_out + warp_out + j * 8 + lane % 4 * 2 + e % 2;
@@ -200,9 +203,11 @@ __global__ __launch_bounds__(kPlainThreads) void linear_float32_kernel(LinearPro
       }
     }
   }
+#pragma unroll  // or the sums would have to lie in memory to be indexed
   for (int r = 0; r < kEach; ++r) {
-    if (row + r >= t.rows) break;
+#pragma unroll
     for (int e = 0; e < 4; ++e) {
+      if (row + r >= t.rows) continue;
       Finish(p, t.matrix, t.first_row + row + r, t.first_out + out + e, sum[r][e]);
     }
   }

