@@ -97,6 +97,7 @@ __device__ __forceinline__ void LoadKeys(typename MmaShape<kDims>::Shared& s, in
   }
 }
 
+// Every loop over an array of registers is unrolled, or the array would lie in memory.
 template <int kDims>
 __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProblem p,
                                                                  const AttentionTask* tasks,
@@ -122,6 +123,7 @@ __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProble
 
   // This thread's two rows of its warp's 16: lane / 4 and + 8. A row that is not there sees no key.
   int limit[2];
+#pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int r = warp_row + lane / 4 + 8 * h;
     limit[h] = r < t.num_rows ? Limit(t, t.first_row + r, group) : 0;
@@ -143,9 +145,11 @@ __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProble
     if (!warp_has_rows) continue;
 
     float score[kKeys / 8][4] = {};
+#pragma unroll
     for (int d = 0; d < kDims; d += 16) {
       uint32_t a[4];
       ldmatrix_x4(a, &s.q[warp_row + lane % 16][d + lane / 16 * 8]);
+#pragma unroll
       for (int j = 0; j < kKeys / 8; j += 2) {
         uint32_t b[4];  // two tiles of 8 keys
         ldmatrix_x4(b, &s.k[stage][j * 8 + lane / 16 * 8 + lane % 8][d + lane / 8 % 2 * 8]);
@@ -155,7 +159,9 @@ __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProble
     }
 
     float top[2] = {-INFINITY, -INFINITY};
+#pragma unroll
     for (int j = 0; j < kKeys / 8; ++j) {
+#pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int key = first + j * 8 + lane % 4 * 2 + e % 2;
         score[j][e] = key < limit[e / 2] ? score[j][e] * scale : -INFINITY;
@@ -163,6 +169,7 @@ __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProble
       }
     }
     float keep[2];
+#pragma unroll
     for (int h = 0; h < 2; ++h) {  // over the four lanes of a row
       top[h] = fmaxf(top[h], __shfl_xor_sync(kWholeWarpMask, top[h], 1));
       top[h] = fmaxf(top[h], __shfl_xor_sync(kWholeWarpMask, top[h], 2));
@@ -173,13 +180,18 @@ __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProble
       top[h] = base;
       sum[h] *= keep[h];
     }
+#pragma unroll
     for (int n = 0; n < kDims / 8; ++n) {
+#pragma unroll
       for (int e = 0; e < 4; ++e) acc[n][e] *= keep[e / 2];
     }
+#pragma unroll
     for (int j = 0; j < kKeys / 8; j += 2) {
       // The scores' layout is that of the left operand, two tiles of 8 keys to one of 16.
       float weight[2][4];
+#pragma unroll
       for (int i = 0; i < 2; ++i) {
+#pragma unroll
         for (int e = 0; e < 4; ++e) {
           weight[i][e] = RoundToBf16(exp2f(score[j + i][e] - top[e / 2]));
           sum[e / 2] += weight[i][e];
@@ -188,6 +200,7 @@ __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProble
       const uint32_t a[4] = {
           PackBf16(weight[0][0], weight[0][1]), PackBf16(weight[0][2], weight[0][3]),
           PackBf16(weight[1][0], weight[1][1]), PackBf16(weight[1][2], weight[1][3])};
+#pragma unroll
       for (int n = 0; n < kDims / 8; n += 2) {
         uint32_t b[4];  // two tiles of 8 dims of 16 keys
         ldmatrix_x4_trans(b, &s.v[stage][j * 8 + lane % 16][n * 8 + lane / 16 * 8]);
@@ -197,10 +210,12 @@ __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProble
     }
   }
 
+#pragma unroll
   for (int h = 0; h < 2; ++h) {  // each lane summed its own keys
     sum[h] += __shfl_xor_sync(kWholeWarpMask, sum[h], 1);
     sum[h] += __shfl_xor_sync(kWholeWarpMask, sum[h], 2);
   }
+#pragma unroll
   for (int h = 0; h < 2; ++h) {
     const int r = warp_row + lane / 4 + 8 * h;
     if (r >= t.num_rows) continue;
@@ -210,7 +225,9 @@ __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProble
       partial = p.partials + (int64_t{t.partial + r} * p.kv_heads + kv_head) * (kDims + 2);
       if (lane % 4 == 0) partial[kDims] = max[h], partial[kDims + 1] = sum[h];
     }
+#pragma unroll
     for (int n = 0; n < kDims / 8; ++n) {
+#pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int d = n * 8 + lane % 4 * 2 + e;
         const float v = acc[n][2 * h + e];
@@ -298,7 +315,7 @@ __global__ __launch_bounds__(kThreads) void attention_plain_kernel(AttentionProb
         float weight = expf(mine - base);
         if (round) weight = RoundToBf16(weight);
         const float keep = expf(max[r] - base);
-        sum[r] = sum[r] * keep + WarpSum(weight);
+        sum[r] = sum[r] * keep + weight;  // of this lane's keys
         max[r] = top;
         weights[r * kPlainKeys + lane] = weight;
         for (int i = 0; i < kEach; ++i) acc[r][i] *= keep;
@@ -314,7 +331,8 @@ __global__ __launch_bounds__(kThreads) void attention_plain_kernel(AttentionProb
       }
     }
     for (int r = 0; r < kRowsAtOnce; ++r) {
-      if (warp_row + r >= t.num_rows) break;
+      sum[r] = WarpSum(sum[r]);
+      if (warp_row + r >= t.num_rows) continue;
       const int64_t at = RowAt(t, t.first_row + warp_row + r, group, kv_head, dims, p.y.stride);
       float* partial = nullptr;
       if (t.partial >= 0) {

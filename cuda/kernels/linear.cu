@@ -103,7 +103,9 @@ __device__ __forceinline__ void LoadStage(MmaShared<kRows>& s, int stage, const 
 }
 
 template <typename X, int kRows>
-__global__ __launch_bounds__(kMmaThreads, kRows == 64 ? 4 : 8) void linear_bf16_kernel(LinearProblem p, bool aligned) {
+__global__ __launch_bounds__(kMmaThreads,
+                             kRows == 64 ? 4 : 8) void linear_bf16_kernel(LinearProblem p,
+                                                                          bool aligned) {
   auto& s = shared_memory<MmaShared<kRows>>();
   const Tile t = FindTile(p, kRows);
   if (t.rows <= 0) return;  // all of the CTA
@@ -130,6 +132,7 @@ __global__ __launch_bounds__(kMmaThreads, kRows == 64 ? 4 : 8) void linear_bf16_
     }
     cp_async_commit();
     const int stage = static_cast<int>(step % kStages);
+#pragma unroll
     for (int k = 0; k < kStep; k += 16) {
       uint32_t a[kTilesDown][4];
       for (int i = 0; i < kTilesDown; ++i) {

@@ -236,7 +236,7 @@ void Fail(const char* format, ...) {
 }
 
 std::byte* SharedMemory() { return emulator.shared; }
-int Lane() { return static_cast<int>(emulator.self->lane); }
+unsigned Lane() { return emulator.self->lane; }
 
 void SetSeed(uint64_t seed) {
   emulator.seed = seed;
@@ -259,30 +259,32 @@ void BlockBarrier() {
   WaitUntil("__syncthreads", [&] { return e.barriers != before; });
 }
 
-void WarpRendezvous(uint32_t mask, const char* kind, const void* in, size_t in_bytes, void* out,
-                    size_t out_bytes, Combine combine) {
-  Emulator& e = emulator;
-  Thread& self = *e.self;
-  Warp& warp = e.warps[self.warp];
+WarpSlots EnterWarp(uint32_t mask, const char* kind) {
+  const Thread& self = *emulator.self;
+  Warp& warp = emulator.warps[self.warp];
   if (!(mask >> self.lane & 1)) Fail("%s: lane %u is not in its own mask", kind, self.lane);
   if (warp.arrived == 0) {
     warp.mask = mask, warp.kind = kind;
-  } else if (warp.mask != mask || warp.kind != kind) {
+  } else if (warp.mask != mask || (warp.kind != kind && std::strcmp(warp.kind, kind) != 0)) {
     Fail("lanes of one warp meet in %s with mask %08x and %s with mask %08x", warp.kind, warp.mask,
          kind, mask);
   }
+  return {warp.in[warp.rounds & 1][0], warp.out[warp.rounds & 1][0]};
+}
+
+void MeetWarp(uint32_t mask, const char* kind, Combine combine) {
+  const Thread& self = *emulator.self;
+  Warp& warp = emulator.warps[self.warp];
   const uint64_t round = warp.rounds;
-  std::memcpy(warp.in[round & 1][self.lane], in, in_bytes);
   warp.arrived |= 1u << self.lane;
-  ++e.progress;
+  ++emulator.progress;
   if (warp.arrived == mask) {
-    combine(warp.in[round & 1][0], warp.out[round & 1][0]);
+    if (combine) combine(warp.in[round & 1][0], warp.out[round & 1][0]);
     warp.arrived = 0;
     ++warp.rounds;
   } else {
     WaitUntil(kind, [&] { return warp.rounds != round; });
   }
-  std::memcpy(out, warp.out[round & 1][self.lane], out_bytes);
 }
 
 void AsyncCopy(void* shared, const void* global, size_t bytes, size_t source_bytes) {

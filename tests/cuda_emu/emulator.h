@@ -34,21 +34,41 @@ std::byte* SharedMemory();
 
 void BlockBarrier();
 
-// A rendezvous of a whole warp: every lane brings `in` (at most kSlotBytes) and leaves with the
-// result that `combine` made for it; combine runs once, on the lane that came last. `kind` names
-// the operation: lanes that meet in different ones abort.
+// A rendezvous of the lanes in `mask`. Every lane leaves what it brings (at most kSlotBytes) in its
+// slot of EnterWarp, then calls MeetWarp, which returns when all have come; `combine`, if there is
+// one, has then made every lane's result from all slots, on the lane that came last. Both arrays
+// [32][kSlotBytes] stay as they are until the lane's next rendezvous is complete. `kind` names the
+// operation: lanes that meet in different ones abort.
 inline constexpr size_t kSlotBytes = 64;
-using Combine = void (*)(const std::byte* in, std::byte* out);  // [32][kSlotBytes] each
-void WarpRendezvous(uint32_t mask, const char* kind, const void* in, size_t in_bytes, void* out,
-                    size_t out_bytes, Combine combine);
-int Lane();
+using Combine = void (*)(const std::byte* in, std::byte* out);
+struct WarpSlots {
+  std::byte* in;
+  const std::byte* out;
+};
+WarpSlots EnterWarp(uint32_t mask, const char* kind);
+void MeetWarp(uint32_t mask, const char* kind, Combine combine);
+unsigned Lane();
 
 template <typename In, typename Out>
 Out WarpCombine(uint32_t mask, const char* kind, const In& in, Combine combine) {
   static_assert(sizeof(In) <= kSlotBytes && sizeof(Out) <= kSlotBytes);
+  const WarpSlots slots = EnterWarp(mask, kind);
+  std::memcpy(slots.in + Lane() * kSlotBytes, &in, sizeof(In));
+  MeetWarp(mask, kind, combine);
   Out out;
-  WarpRendezvous(mask, kind, &in, sizeof(In), &out, sizeof(Out), combine);
+  std::memcpy(&out, slots.out + Lane() * kSlotBytes, sizeof(Out));
   return out;
+}
+// What lane `from` brought.
+template <typename T>
+T WarpExchange(uint32_t mask, const char* kind, const T& value, unsigned from) {
+  static_assert(sizeof(T) <= kSlotBytes);
+  const WarpSlots slots = EnterWarp(mask, kind);
+  std::memcpy(slots.in + Lane() * kSlotBytes, &value, sizeof(T));
+  MeetWarp(mask, kind, nullptr);
+  T other;
+  std::memcpy(&other, slots.in + from % 32 * kSlotBytes, sizeof(T));
+  return other;
 }
 
 // cp.async of the running thread: `source_bytes` of `bytes`, zeros behind them.

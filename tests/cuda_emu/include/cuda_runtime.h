@@ -24,39 +24,18 @@
 
 inline void __syncthreads() { cuda_emu::BlockBarrier(); }
 
-namespace cuda_emu {
-
-template <typename T>
-struct Shuffle {
-  T value;
-  int from;
-};
-
-template <typename T>
-T ShuffleFrom(uint32_t mask, const char* kind, T value, int from) {
-  return WarpCombine<Shuffle<T>, T>(
-      mask, kind, {value, from}, [](const std::byte* in, std::byte* out) {
-        for (int lane = 0; lane < 32; ++lane) {
-          Shuffle<T> mine, other;
-          std::memcpy(&mine, in + lane * kSlotBytes, sizeof(mine));
-          std::memcpy(&other, in + (mine.from & 31) * kSlotBytes, sizeof(other));
-          std::memcpy(out + lane * kSlotBytes, &other.value, sizeof(T));
-        }
-      });
-}
-
-}  // namespace cuda_emu
-
 template <typename T>
 T __shfl_sync(uint32_t mask, T value, int from) {
-  return cuda_emu::ShuffleFrom(mask, "__shfl_sync", value, from);
+  return cuda_emu::WarpExchange(mask, "__shfl_sync", value, static_cast<unsigned>(from));
 }
 template <typename T>
 T __shfl_xor_sync(uint32_t mask, T value, int lane_mask) {
-  return cuda_emu::ShuffleFrom(mask, "__shfl_xor_sync", value, cuda_emu::Lane() ^ lane_mask);
+  return cuda_emu::WarpExchange(mask, "__shfl_xor_sync", value,
+                                cuda_emu::Lane() ^ static_cast<unsigned>(lane_mask));
 }
 inline void __syncwarp(uint32_t mask = 0xffffffffu) {
-  cuda_emu::WarpCombine<char, char>(mask, "__syncwarp", 0, [](const std::byte*, std::byte*) {});
+  cuda_emu::EnterWarp(mask, "__syncwarp");
+  cuda_emu::MeetWarp(mask, "__syncwarp", nullptr);
 }
 
 inline int __float2int_rn(float x) { return static_cast<int>(lrintf(x)); }

@@ -197,6 +197,45 @@ TEST_P(AttentionTest, BitsDoNotDependOnChunksNeighboursBlocksOrThreads) {
   }
 }
 
+// A backend may cut a long context and merge the pieces: in one chunk, whose rows have different
+// numbers of pieces, and token by token beside a stranger, the same bits, and the right ones.
+TEST_P(AttentionTest, LongContextsAnswerAlikeInChunksAndTokenByToken) {
+  for (const auto& [heads, kv_heads, dims] : {std::tuple<int, int, int>{2, 1, 64}, {2, 2, 48}}) {
+    const int64_t length = 1050, first = 1000, rows = length - first;
+    const int64_t columns = int64_t{heads} * dims;
+    PagedSequences seqs(*be_, rng_,
+                        {.layers = 1, .kv_heads = kv_heads, .head_dim = dims, .block_size = 32},
+                        {length, 600});
+    seqs.Store(0, 0, 0, length);
+    seqs.Store(1, 0, 0, 600);
+    const Matrix q = Random(rows, columns, dtype());
+    const float scale = 0.2f;
+    Matrix whole = Poisoned(rows, columns, dtype());
+    seqs.Attend(*be_, whole.view().SplitColumns(heads), View(q).SplitColumns(heads), 0, {0},
+                {0, static_cast<int32_t>(rows)}, {static_cast<int32_t>(length)}, scale, true);
+    reference::Array own(rows, columns);
+    std::vector<int64_t> limits;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t d = 0; d < columns; ++d) own(r, d) = q.GetAs(dtype(), r, d);
+      limits.push_back(first + r + 1);
+    }
+    const auto truth = reference::Attention(own, Truth(seqs.k[0]), Truth(seqs.v[0]), heads,
+                                            kv_heads, limits, scale);
+    ExpectNear(whole, truth.y, truth.magnitude, AttentionTolerance(dtype()));
+
+    for (int64_t r = 0; r < rows; r += 7) {
+      Matrix two(2, columns, dtype()), y = Poisoned(2, columns, dtype());
+      for (int64_t i = 0; i < 2; ++i) {
+        std::memcpy(two.view().Rows(i, i + 1).bytes(), View(q).Rows(r, r + 1).bytes(),
+                    columns * SizeOf(dtype()));
+      }
+      seqs.Attend(*be_, y.view().SplitColumns(heads), View(two).SplitColumns(heads), 0, {1, 0},
+                  {0, 1, 2}, {600, static_cast<int32_t>(first + r + 1)}, scale, true);
+      EXPECT_TRUE(y.SameRowBits(1, whole, r)) << r;
+    }
+  }
+}
+
 TEST_P(AttentionTest, ACopiedBlockAnswersLikeItsOriginal) {
   PagedSequences seqs(*be_, rng_, {.layers = 3, .kv_heads = 2, .head_dim = 32, .block_size = 32},
                       {50});
