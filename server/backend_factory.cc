@@ -2,29 +2,51 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/cpu/cpu_backend.h"
+#ifdef SENSORIUM_CUDA
+#include "cuda/cuda_backend.h"
+#endif
 
 namespace sensorium {
+namespace {
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenCpu(const BackendOptions& options, DType dtype) {
+  CpuBackendOptions cpu;
+  cpu.dtype = dtype;
+  cpu.threads = options.threads;
+  cpu.pin_threads = options.pin_threads;
+  return CpuBackend::Create(cpu);
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(DType dtype) {
+#ifdef SENSORIUM_CUDA
+  return CudaBackend::Create({.dtype = dtype});
+#else
+  return absl::FailedPreconditionError("device is 'cuda'; this build has the CPU backend only");
+#endif
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& options) {
-  CpuBackendOptions cpu;
+  DType dtype;
   if (options.dtype == "float32") {
-    cpu.dtype = DType::kFloat32;
+    dtype = DType::kFloat32;
   } else if (options.dtype == "bfloat16") {
-    cpu.dtype = DType::kBFloat16;
+    dtype = DType::kBFloat16;
   } else {
     return absl::InvalidArgumentError(
         absl::StrCat("dtype is '", options.dtype, "'; there are float32 and bfloat16"));
   }
-  if (options.device == "cuda") {
-    return absl::FailedPreconditionError("device is 'cuda'; this build has the CPU backend only");
-  }
-  if (options.device != "cpu" && options.device != "auto") {
+  if (options.device == "cpu") return OpenCpu(options, dtype);
+  if (options.device == "cuda") return OpenCuda(dtype);
+  if (options.device != "auto") {
     return absl::InvalidArgumentError(
-        absl::StrCat("device is '", options.device, "'; there are cpu and auto"));
+        absl::StrCat("device is '", options.device, "'; there are cpu, cuda and auto"));
   }
-  cpu.threads = options.threads;
-  cpu.pin_threads = options.pin_threads;
-  return CpuBackend::Create(cpu);
+  auto cuda = OpenCuda(dtype);
+  // No GPU, or none that will do: the CPU is what there is. One that is full is somebody's mistake.
+  if (cuda.status().code() != absl::StatusCode::kFailedPrecondition) return cuda;
+  return OpenCpu(options, dtype);
 }
 
 }  // namespace sensorium
