@@ -210,9 +210,10 @@ void CudaBackend::DoCopyToHost(std::span<float> y, ConstTensorView x) {
   const size_t row_bytes = static_cast<size_t>(x.row_elements()) * sizeof(float);
   const size_t pitch =
       x.rows() > 1 ? static_cast<size_t>(x.row_stride()) * sizeof(float) : row_bytes;
-  CUDA_CHECK(cudaMemcpy2DAsync(y.data(), row_bytes, x.bytes(), pitch, row_bytes,
-                               static_cast<size_t>(x.rows()), cudaMemcpyDeviceToHost, stream_));
-  CUDA_CHECK(cudaStreamSynchronize(stream_));
+  cuda::Check(cudaMemcpy2DAsync(y.data(), row_bytes, x.bytes(), pitch, row_bytes,
+                                static_cast<size_t>(x.rows()), cudaMemcpyDeviceToHost, stream_),
+              "CopyToHost");
+  cuda::Check(cudaStreamSynchronize(stream_), "CopyToHost or an op before it");
   uploads_->Recycle();
   Done("CopyToHost");
 }
@@ -235,9 +236,10 @@ void CudaBackend::DoCopyFromHost(TensorView y, std::span<const float> x) {
 }
 
 void CudaBackend::DoCopyKvBlock(const KvCacheView& kv, BlockId to, BlockId from) {
-  CUDA_CHECK(cudaMemcpyAsync(kv.arena + static_cast<size_t>(to) * kv.block_stride_bytes,
-                             kv.arena + static_cast<size_t>(from) * kv.block_stride_bytes,
-                             KvBlockBytes(kv.layout), cudaMemcpyDeviceToDevice, stream_));
+  cuda::Check(cudaMemcpyAsync(kv.arena + static_cast<size_t>(to) * kv.block_stride_bytes,
+                              kv.arena + static_cast<size_t>(from) * kv.block_stride_bytes,
+                              KvBlockBytes(kv.layout), cudaMemcpyDeviceToDevice, stream_),
+              "CopyKvBlock");
   Done("CopyKvBlock");
 }
 

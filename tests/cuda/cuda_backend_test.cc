@@ -1,5 +1,5 @@
-// The host side of the CUDA backend on the emulated device: opening, memory, order, uploads, errors.
-// What its ops compute is the op suite's (tests/runtime/backend).
+// The host side of the CUDA backend on the emulated device: opening, memory, order, uploads,
+// errors. What its ops compute is the op suite's (tests/runtime/backend).
 #include "cuda/cuda_backend.h"
 
 #include <cmath>
@@ -142,7 +142,8 @@ TEST_F(CudaBackendTest, AStepWaitsOnceAndAllocatesNothing) {
   EXPECT_EQ(after.copies_to_device - before.copies_to_device, 2);
 }
 
-// More arrays than the upload buffer holds: it waits and starts again, and no kernel sees another's.
+// More arrays than the upload buffer holds: it waits and starts again, and no kernel sees
+// another's.
 TEST_F(CudaBackendTest, ASmallUploadBufferOnlyWaitsMoreOften) {
   const auto be = Open({.upload_bytes = 2048, .scratch_bytes = 4096});
   std::vector<float> rows(50);

@@ -6,8 +6,8 @@ namespace sensorium {
 
 const bool kModelBackendIsEmulated = true;
 
-// Streams run only when waited for, and threads in a shuffled order: what holds here does not hang on
-// either.
+// Streams run only when waited for, and threads in a shuffled order: what holds here does not hang
+// on either.
 std::unique_ptr<Backend> MakeModelBackend(DType dtype) {
   cuda_emu::SetSeed(1);
   auto backend = CudaBackend::Create({.dtype = dtype});
