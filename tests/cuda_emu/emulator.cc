@@ -13,6 +13,9 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
+#if defined(SENSORIUM_EMULATOR_TSAN)  // this file is not instrumented, what it runs is
+#include <sanitizer/tsan_interface.h>
+#endif
 
 namespace cuda_emu {
 
@@ -31,6 +34,18 @@ constexpr size_t kMaxSharedBytes = 99 * 1024;  // of sm_86 and sm_89, the least 
 constexpr size_t kStackBytes = 256 * 1024;
 #else
 constexpr size_t kStackBytes = 64 * 1024;
+#endif
+
+// What ThreadSanitizer is told. Every device thread is a fiber of its own to it, and switching
+// orders nothing: only barriers, warp rendezvous and the beginning and end of a block do, so that a
+// missing one is a race between two named lines. Not seen: races between blocks, which run one by
+// one; and a shuffle orders memory here, which CUDA does not promise.
+#if defined(SENSORIUM_EMULATOR_TSAN)
+void Release(void* what) { __tsan_release(what); }
+void Acquire(void* what) { __tsan_acquire(what); }
+#else
+void Release(void*) {}
+void Acquire(void*) {}
 #endif
 
 struct PendingCopy {
@@ -54,6 +69,7 @@ struct Thread {
   fcontext_t context;
   std::byte* stack = nullptr;  // kStackBytes
   void* fake_stack = nullptr;  // AddressSanitizer's
+  void* tsan_fiber = nullptr;
   uint3 index;
   unsigned linear, lane, warp;
   Thread* next;  // a ring of the threads that have not ended
@@ -97,6 +113,9 @@ void SwitchTo(Thread* to, bool ending) {
                                  to_host ? emulator.host_stack : to->stack,
                                  to_host ? emulator.host_stack_bytes : kStackBytes);
 #endif
+#if defined(SENSORIUM_EMULATOR_TSAN)
+  __tsan_switch_to_fiber(to->tsan_fiber, __tsan_switch_to_fiber_no_sync);
+#endif
   const transfer_t back = jump_fcontext(to->context, from);
   static_cast<Thread*>(back.data)->context = back.fctx;
 #if defined(__SANITIZE_ADDRESS__)
@@ -113,7 +132,9 @@ void Enter(transfer_t transfer) {
   __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
   if (transfer.data == &e.host) e.host_stack = bottom, e.host_stack_bytes = bytes;
 #endif
+  Acquire(&e.at_barrier);  // the block begins
   (*e.kernel)();
+  Release(&e.at_barrier);
   Thread* self = e.self;
   if (e.at_barrier > 0) {
     Fail("thread %u of block (%u, %u, %u) ends while %u threads wait at a barrier", self->linear,
@@ -162,19 +183,20 @@ void MakeStacks(unsigned count) {
                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (p == MAP_FAILED || mprotect(p, 4096, PROT_NONE) != 0) Fail("no memory for fibers");
     e.threads[i].stack = static_cast<std::byte*>(p) + 4096;
+#if defined(SENSORIUM_EMULATOR_TSAN)
+    e.threads[i].tsan_fiber = __tsan_create_fiber(0);
+#endif
   }
 }
 
 void RunBlock(unsigned count, size_t shared_bytes) {
   Emulator& e = emulator;
-  std::memset(e.shared, 0xff, shared_bytes);  // NaN in every float type
 #if defined(__SANITIZE_ADDRESS__)
+  const size_t end = (shared_bytes + 7) / 8 * 8;
   __asan_unpoison_memory_region(e.shared, kMaxSharedBytes);
-  if (shared_bytes < kMaxSharedBytes) {
-    __asan_poison_memory_region(e.shared + (shared_bytes + 7) / 8 * 8,
-                                kMaxSharedBytes - (shared_bytes + 7) / 8 * 8);
-  }
+  __asan_poison_memory_region(e.shared + end, kMaxSharedBytes - end);
 #endif
+  std::memset(e.shared, 0xff, shared_bytes);  // NaN in every float type
   const unsigned warps = (count + 31) / 32;
   e.warps.resize(warps);
   e.order.clear();
@@ -220,7 +242,12 @@ void RunBlock(unsigned count, size_t shared_bytes) {
   e.at_barrier = 0;
   e.thread_ended = false;
   e.self = &e.host;
+#if defined(SENSORIUM_EMULATOR_TSAN)
+  e.host.tsan_fiber = __tsan_get_current_fiber();
+#endif
+  Release(&e.at_barrier);
   SwitchTo(first, /*ending=*/false);
+  Acquire(&e.at_barrier);  // all threads have ended
 }
 
 }  // namespace
@@ -251,12 +278,14 @@ void BlockBarrier() {
   }
   const uint64_t before = e.barriers;
   ++e.progress;
+  Release(&e.barriers);
   if (++e.at_barrier == e.alive) {
     e.at_barrier = 0;
     ++e.barriers;
-    return;
+  } else {
+    WaitUntil("__syncthreads", [&] { return e.barriers != before; });
   }
-  WaitUntil("__syncthreads", [&] { return e.barriers != before; });
+  Acquire(&e.barriers);
 }
 
 WarpSlots EnterWarp(uint32_t mask, const char* kind) {
@@ -278,12 +307,16 @@ void MeetWarp(uint32_t mask, const char* kind, Combine combine) {
   const uint64_t round = warp.rounds;
   warp.arrived |= 1u << self.lane;
   ++emulator.progress;
+  Release(&warp);
   if (warp.arrived == mask) {
+    Acquire(&warp);
     if (combine) combine(warp.in[round & 1][0], warp.out[round & 1][0]);
+    Release(&warp);
     warp.arrived = 0;
     ++warp.rounds;
   } else {
     WaitUntil(kind, [&] { return warp.rounds != round; });
+    Acquire(&warp);
   }
 }
 
