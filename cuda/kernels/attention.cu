@@ -289,7 +289,7 @@ __global__ __launch_bounds__(kThreads) void attention_plain_kernel(AttentionProb
       }
     }
     for (int first = t.first_key; first < t.end_key; first += kPlainKeys) {
-      __syncthreads();  // all are done with the last tile; and q has landed
+      __syncthreads();  // all are done with the last tile
       for (int i = threadIdx.x; i < kPlainKeys * dims; i += kThreads) {
         const int r = i / dims, d = i % dims;
         float k = 0.f, v = 0.f;
@@ -302,7 +302,7 @@ __global__ __launch_bounds__(kThreads) void attention_plain_kernel(AttentionProb
         s.k[r * pitch + d] = round ? RoundToBf16(k) : k;
         s.v[r * dims + d] = round ? RoundToBf16(v) : v;
       }
-      __syncthreads();
+      __syncthreads();  // the tile has landed, and so have the warp's rows of q
       float score[kRowsAtOnce] = {};
       for (int d = 0; d < dims; ++d) {
         const float k = s.k[lane * pitch + d];
@@ -351,7 +351,6 @@ __global__ __launch_bounds__(kThreads) void attention_plain_kernel(AttentionProb
         }
       }
     }
-    __syncthreads();  // all are done with q
   }
 }
 

@@ -326,6 +326,19 @@ TEST_P(OpsTest, MixtureOfExpertsMatchesTheReference) {
   }
 }
 
+TEST_P(OpsTest, RouterPrefersTheLowestIdOnTiesAndNumbersToNaN) {
+  Matrix logits(3, 6, kF32, 3);  // what is not set is NaN
+  const float rows[2][6] = {{1, 3, 2, 3, -5, 2}, {0, 0, 0, 0, 0, 0}};
+  for (int r = 0; r < 2; ++r)
+    for (int e = 0; e < 6; ++e) logits.Set(r, e, rows[r][e]);
+  std::vector<int32_t> ids(3 * 4, -1);
+  Matrix weights(3, 4, kF32);
+  const TensorView ids_view(reinterpret_cast<std::byte*>(ids.data()), DType::kInt32, {3, 4});
+  be_->MoeRoute(ids_view, weights.view(), View(logits));
+  EXPECT_EQ(ids, (std::vector<int32_t>{1, 3, 2, 5, 0, 1, 2, 3, 0, 1, 2, 3}));
+  EXPECT_EQ(weights.Get(1, 3), 1.f / 6);
+}
+
 // Each op on one row at a time gives the bits of that row in the batch.
 TEST_P(OpsTest, ARowNeverSeesItsNeighbours) {
   const int64_t rows = 23, n = 131;
