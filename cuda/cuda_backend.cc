@@ -1,6 +1,8 @@
 #include "cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <exception>
+#include <type_traits>
 #include <utility>
 
 #include "absl/status/status.h"
@@ -114,40 +116,42 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
     }
     size_t free_bytes = 0, total_bytes = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-    cudaStream_t stream;
-    CUDA_CHECK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    std::unique_ptr<Uploads> uploads = Uploads::Create(options.upload_bytes, stream);
+    auto stream = std::make_unique<cuda::Stream>();
+    std::unique_ptr<Uploads> uploads = Uploads::Create(options.upload_bytes, stream->get());
     std::unique_ptr<CudaBuffer> scratch = CudaBuffer::TryAllocate(options.scratch_bytes);
-    if (uploads == nullptr || scratch == nullptr) {
-      uploads.reset();
-      cudaStreamDestroy(stream);
+    const bool fast = options.determinism == Determinism::kFast;
+    std::unique_ptr<cuda::LibraryGemm> library;
+    if (fast) library = cuda::LibraryGemm::Create(stream->get());
+    if (uploads == nullptr || scratch == nullptr || (fast && library == nullptr)) {
       return absl::ResourceExhaustedError(
           absl::StrCat(options.upload_bytes, " bytes of upload buffer and ", options.scratch_bytes,
                        " of scratch wanted on CUDA device ", options.device, ", ", free_bytes,
                        " of ", total_bytes, " are free"));
     }
-    return std::unique_ptr<Backend>(
-        new CudaBackend(options, absl::StrCat("cuda ", options.device, ": ", name), stream,
-                        std::move(uploads), std::move(scratch)));
-  } catch (const cuda::CudaError& e) {
+    return std::unique_ptr<Backend>(new CudaBackend(
+        options, absl::StrCat("cuda ", options.device, ": ", name, fast ? ", fast products" : ""),
+        std::move(stream), std::move(uploads), std::move(scratch), std::move(library)));
+  } catch (const std::exception& e) {
     return absl::FailedPreconditionError(
         absl::StrCat("CUDA device ", options.device, " cannot be opened: ", e.what()));
   }
 }
 
 CudaBackend::CudaBackend(const CudaBackendOptions& options, std::string description,
-                         cudaStream_t stream, std::unique_ptr<Uploads> uploads,
-                         std::unique_ptr<CudaBuffer> scratch)
+                         std::unique_ptr<cuda::Stream> stream, std::unique_ptr<Uploads> uploads,
+                         std::unique_ptr<CudaBuffer> scratch,
+                         std::unique_ptr<cuda::LibraryGemm> library)
     : Backend(options.dtype),
       options_(options),
       description_(std::move(description)),
-      stream_(stream),
+      owned_stream_(std::move(stream)),
+      stream_(owned_stream_->get()),
       uploads_(std::move(uploads)),
-      scratch_(std::move(scratch)) {}
+      scratch_(std::move(scratch)),
+      library_(std::move(library)) {}
 
 CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(stream_);  // the buffers must outlive what is queued
-  cudaStreamDestroy(stream_);
 }
 
 std::string CudaBackend::description() const { return description_; }
@@ -187,7 +191,9 @@ size_t CudaBackend::KvBlockBytes(const KvLayout& layout) const {
 }
 
 std::unique_ptr<LinearWeight> CudaBackend::DoPackLinear(std::span<const LinearSource> parts) {
-  return CudaLinear::Pack(parts, dtype(), stream_);
+  std::unique_ptr<CudaLinear> w = CudaLinear::Pack(parts, dtype(), stream_);
+  if (library_ != nullptr) library_->Pin(type(), w->in_padded(), w->out_padded());
+  return w;
 }
 
 std::unique_ptr<LinearWeight> CudaBackend::DoPackConv1d(ConstTensorView weight,
@@ -291,6 +297,39 @@ void CudaBackend::DoLayerNorm(TensorView y, ConstTensorView x, ConstTensorView w
 
 // ---- Linear and MLP ----------------------------------------------------------------------------
 
+void CudaBackend::RunLinear(cuda::LinearProblem p) {
+  const int64_t out_padded = CeilDiv(p.out, cuda::kOutMultiple) * cuda::kOutMultiple;
+  const size_t row_bytes = static_cast<size_t>(p.in_padded) * SizeOf(dtype()) +
+                           static_cast<size_t>(out_padded) * sizeof(float);
+  int64_t most = cuda::LibraryGemm::kMostBucket;
+  while (most > 1 && Carve::Padded(most * row_bytes) + 512 > scratch_->size_bytes()) most /= 2;
+  // Few rows are bound by the weight's bytes: no library does better than to read them once.
+  if (library_ == nullptr || p.rows < cuda::LibraryGemm::kLeastBucket ||
+      most < cuda::LibraryGemm::kLeastBucket) {
+    cuda::Linear(p, stream_);
+    return;
+  }
+  const auto advance = [](auto& rows, int64_t n) {
+    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(rows.data)>>,
+                                    const std::byte, std::byte>;
+    rows.data = static_cast<Byte*>(rows.data) +
+                n * rows.stride * (rows.type == cuda::Type::kFloat32 ? 4 : 2);
+  };
+  for (int64_t left = p.rows; left > 0; left -= p.rows) {
+    p.rows = std::min(most, left);
+    const int64_t bucket = cuda::LibraryGemm::BucketFor(p.rows);
+    Carve scratch(scratch_->data());
+    auto* sums = scratch.Take<float>(bucket * out_padded);
+    auto* padded =
+        scratch.Take<std::byte>(bucket * p.in_padded * static_cast<int64_t>(SizeOf(dtype())));
+    cuda::PadRows({padded, p.in_padded, type()}, p.x, p.rows, p.in, bucket, p.in_padded, stream_);
+    library_->Run(sums, padded, p.matrix.weight, type(), bucket, p.in_padded, out_padded);
+    cuda::FinishLinear(p, sums, out_padded, stream_);
+    advance(p.x, p.rows);
+    advance(p.y, p.rows);
+  }
+}
+
 void CudaBackend::DoLinear(TensorView y, ConstTensorView x, const LinearWeight& w,
                            Activation activation, bool add) {
   const CudaLinear& packed = Packed(w);
@@ -301,7 +340,7 @@ void CudaBackend::DoLinear(TensorView y, ConstTensorView x, const LinearWeight& 
   p.rows = x.rows();
   p.activation = ActivationOf(activation);
   p.add = add;
-  cuda::Linear(p, stream_);
+  RunLinear(p);
   Done("Linear");
 }
 

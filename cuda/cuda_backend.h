@@ -26,13 +26,17 @@
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/linear.h"
 #include "cuda/kernels/store_kv.h"
+#include "cuda/library_gemm.h"
 #include "runtime/backend/backend.h"
 
 namespace sensorium {
 
+enum class Determinism : uint8_t { kStrict, kFast };
+
 struct CudaBackendOptions {
   DType dtype = DType::kFloat32;  // float32: the exact reference mode; or bfloat16
   int device = 0;
+  Determinism determinism = Determinism::kStrict;
   // Pinned and device memory for a step's arrays; a smaller one waits more often.
   size_t upload_bytes = size_t{8} << 20;
   // Device memory for what lies between two kernels of one op; a smaller one works in more pieces.
@@ -54,8 +58,10 @@ class CudaBackend final : public Backend {
   size_t KvBlockBytes(const KvLayout& layout) const override;
 
  private:
-  CudaBackend(const CudaBackendOptions& options, std::string description, cudaStream_t stream,
-              std::unique_ptr<cuda::Uploads> uploads, std::unique_ptr<cuda::CudaBuffer> scratch);
+  CudaBackend(const CudaBackendOptions& options, std::string description,
+              std::unique_ptr<cuda::Stream> stream, std::unique_ptr<cuda::Uploads> uploads,
+              std::unique_ptr<cuda::CudaBuffer> scratch,
+              std::unique_ptr<cuda::LibraryGemm> library);
 
   std::unique_ptr<LinearWeight> DoPackLinear(std::span<const LinearSource> parts) override;
   std::unique_ptr<LinearWeight> DoPackConv1d(ConstTensorView weight, ConstTensorView bias) override;
@@ -91,6 +97,8 @@ class CudaBackend final : public Backend {
                           int64_t seqs, float scale) override;
 
   cuda::Type type() const;
+  // One product by the kernels or the library, as options_ and the number of rows say.
+  void RunLinear(cuda::LinearProblem problem);
   cuda::KvLayer Layer(const KvCacheView& kv, int32_t layer) const;
   // Cuts the query rows of one sequence into tasks, the keys of a tile into pieces of kSplitKeys.
   void AddTasks(int32_t sequence, int32_t query_begin, int64_t rows, int64_t group,
@@ -103,10 +111,12 @@ class CudaBackend final : public Backend {
   // Constant after construction.
   const CudaBackendOptions options_;
   const std::string description_;
-  const cudaStream_t stream_;  // owned
+  const std::unique_ptr<cuda::Stream> owned_stream_;
+  const cudaStream_t stream_;
   // Engine thread only.
   const std::unique_ptr<cuda::Uploads> uploads_;
   const std::unique_ptr<cuda::CudaBuffer> scratch_;
+  const std::unique_ptr<cuda::LibraryGemm> library_;  // kFast only
   // A call's tiles, each with its pieces; grow-only.
   struct Tile {
     cuda::MergeTask rows;

@@ -22,6 +22,10 @@ CudaBuffer::~CudaBuffer() {
   cudaFree(data_);  // a device that broke has said so already
 }
 
+Stream::Stream() { CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+
+Stream::~Stream() { cudaStreamDestroy(stream_); }
+
 std::unique_ptr<Uploads> Uploads::Create(size_t capacity_bytes, cudaStream_t stream) {
   std::unique_ptr<CudaBuffer> device = CudaBuffer::TryAllocate(capacity_bytes);
   if (device == nullptr) return nullptr;

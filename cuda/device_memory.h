@@ -33,6 +33,19 @@ class CudaBuffer final : public DeviceBuffer {
   const size_t size_bytes_;
 };
 
+class Stream {
+ public:
+  Stream();  // throws CudaError
+  ~Stream();
+  Stream(const Stream&) = delete;
+  Stream& operator=(const Stream&) = delete;
+
+  cudaStream_t get() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+};
+
 // Token ids, positions, block tables, task lists: arrays the host makes anew each step. They are
 // copied through pinned memory into a buffer of the device and live until the stream was waited for
 // (Recycle). The same bytes are sent once: every layer of a forward pass asks for the same arrays.

@@ -103,7 +103,7 @@ std::unique_ptr<CudaLinear> CudaLinear::PackTaps(std::span<const LinearSource> p
   w->in_padded_ = CeilDiv(w->in_ * taps, kInMultiple) * kInMultiple;
   for (const LinearSource& part : parts) w->out_ += part.weight.rows();
   CHECK(w->in_ > 0 && w->out_ > 0 && taps > 0);
-  const int64_t out_padded = CeilDiv(w->out_, kOutMultiple) * kOutMultiple;
+  const int64_t out_padded = w->out_padded();
 
   // The part and the row in it of output `out`; no part behind the last.
   const auto find = [&](int64_t out) -> std::pair<const LinearSource*, int64_t> {

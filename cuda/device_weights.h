@@ -29,6 +29,7 @@ class CudaLinear final : public LinearWeight {
 
   int64_t taps() const { return taps_; }  // 1: not a convolution
   int64_t in_padded() const { return in_padded_; }
+  int64_t out_padded() const { return CeilDiv(out_, kOutMultiple) * kOutMultiple; }
   LinearMatrix matrix() const {
     return {weight_->data(), reinterpret_cast<const float*>(bias_->data())};
   }

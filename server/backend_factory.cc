@@ -17,9 +17,11 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCpu(const BackendOptions& options, 
   return CpuBackend::Create(cpu);
 }
 
-absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(DType dtype) {
+absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const BackendOptions& options, DType dtype) {
 #ifdef SENSORIUM_CUDA
-  return CudaBackend::Create({.dtype = dtype});
+  const bool fast = options.determinism == "fast";
+  return CudaBackend::Create(
+      {.dtype = dtype, .determinism = fast ? Determinism::kFast : Determinism::kStrict});
 #else
   return absl::FailedPreconditionError("device is 'cuda'; this build has the CPU backend only");
 #endif
@@ -37,13 +39,17 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& optio
     return absl::InvalidArgumentError(
         absl::StrCat("dtype is '", options.dtype, "'; there are float32 and bfloat16"));
   }
+  if (options.determinism != "strict" && options.determinism != "fast") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("determinism is '", options.determinism, "'; there are strict and fast"));
+  }
   if (options.device == "cpu") return OpenCpu(options, dtype);
-  if (options.device == "cuda") return OpenCuda(dtype);
+  if (options.device == "cuda") return OpenCuda(options, dtype);
   if (options.device != "auto") {
     return absl::InvalidArgumentError(
         absl::StrCat("device is '", options.device, "'; there are cpu, cuda and auto"));
   }
-  auto cuda = OpenCuda(dtype);
+  auto cuda = OpenCuda(options, dtype);
   // No GPU, or none that will do: the CPU is what there is. One that is full is somebody's mistake.
   if (cuda.status().code() != absl::StatusCode::kFailedPrecondition) return cuda;
   return OpenCpu(options, dtype);

@@ -28,6 +28,19 @@ __global__ void convert_rows_kernel(Y* y, int64_t y_stride, const X* x, int64_t 
   }
 }
 
+template <typename Y, typename X>
+__global__ void pad_rows_kernel(Y* y, int64_t y_stride, const X* x, int64_t x_stride, int64_t rows,
+                                int64_t columns, int64_t padded_columns) {
+  const bool there = blockIdx.x < rows;
+  y += blockIdx.x * y_stride;
+  x += blockIdx.x * x_stride;
+  const int64_t begin = blockIdx.y * kColumns;
+  const int64_t end = begin + kColumns < padded_columns ? begin + kColumns : padded_columns;
+  for (int64_t c = begin + threadIdx.x; c < end; c += kThreads) {
+    y[c] = FromFloat<Y>(there && c < columns ? ToFloat(x[c]) : 0.f);
+  }
+}
+
 template <typename T>
 __global__ void embed_rows_kernel(float* y, int64_t y_stride, const T* table, int64_t table_stride,
                                   const int32_t* ids, bool add, int64_t columns) {
@@ -88,6 +101,18 @@ void ConvertRows(Rows y, ConstRows x, int64_t rows, int64_t columns, cudaStream_
     WithType(x.type, [&]<typename X>() {
       launch(convert_rows_kernel<Y, X>, Grid(rows, columns), kThreads, 0, stream,
              static_cast<Y*>(y.data), y.stride, static_cast<const X*>(x.data), x.stride, columns);
+    });
+  });
+}
+
+void PadRows(Rows y, ConstRows x, int64_t rows, int64_t columns, int64_t padded_rows,
+             int64_t padded_columns, cudaStream_t stream) {
+  if (padded_rows == 0 || padded_columns == 0) return;
+  WithType(y.type, [&]<typename Y>() {
+    WithType(x.type, [&]<typename X>() {
+      launch(pad_rows_kernel<Y, X>, Grid(padded_rows, padded_columns), kThreads, 0, stream,
+             static_cast<Y*>(y.data), y.stride, static_cast<const X*>(x.data), x.stride, rows,
+             columns, padded_columns);
     });
   });
 }

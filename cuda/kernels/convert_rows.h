@@ -12,6 +12,9 @@ namespace sensorium::cuda {
 
 // y = x. y, x [rows, columns].
 void ConvertRows(Rows y, ConstRows x, int64_t rows, int64_t columns, cudaStream_t stream);
+// The same into y [padded_rows, padded_columns], with zeros behind the rows and columns of x.
+void PadRows(Rows y, ConstRows x, int64_t rows, int64_t columns, int64_t padded_rows,
+             int64_t padded_columns, cudaStream_t stream);
 // y[i] = table[ids[i]], or += when `add`; a negative id leaves y[i]. y float32 [rows, columns].
 void EmbedRows(float* y, int64_t y_stride, ConstRows table, const int32_t* ids, bool add,
                int64_t rows, int64_t columns, cudaStream_t stream);

@@ -216,6 +216,19 @@ __global__ __launch_bounds__(kPlainThreads) void linear_float32_kernel(LinearPro
   }
 }
 
+// ---- The end alone -----------------------------------------------------------------------------
+
+constexpr int64_t kFinishColumns = 1024;
+constexpr unsigned kFinishThreads = 128;
+
+__global__ void finish_linear_kernel(LinearProblem p, const float* sums, int64_t stride) {
+  const int64_t row = blockIdx.x, begin = blockIdx.y * kFinishColumns;
+  const int64_t end = begin + kFinishColumns < p.out ? begin + kFinishColumns : p.out;
+  for (int64_t out = begin + threadIdx.x; out < end; out += kFinishThreads) {
+    Finish(p, p.matrix, row, out, sums[row * stride + out]);
+  }
+}
+
 // ---- Launch ------------------------------------------------------------------------------------
 
 constexpr int kTall = 64, kSkinny = 16;
@@ -247,6 +260,14 @@ void Linear(const LinearProblem& problem, cudaStream_t stream) {
   } else {
     Run<kTall>(problem, stream);
   }
+}
+
+void FinishLinear(const LinearProblem& problem, const float* sums, int64_t stride,
+                  cudaStream_t stream) {
+  if (problem.rows == 0 || problem.out == 0) return;
+  const dim3 grid(static_cast<unsigned>(problem.rows),
+                  static_cast<unsigned>(CeilDiv(problem.out, kFinishColumns)));
+  launch(finish_linear_kernel, grid, kFinishThreads, 0, stream, problem, sums, stride);
 }
 
 }  // namespace sensorium::cuda

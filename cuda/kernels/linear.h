@@ -39,4 +39,9 @@ struct LinearProblem {
 
 void Linear(const LinearProblem& problem, cudaStream_t stream);
 
+// The end of a product that was made elsewhere: y = act(sums + b), or y += when `add`. sums float32
+// [problem.rows, out], rows `stride` apart. REQUIRES: no groups.
+void FinishLinear(const LinearProblem& problem, const float* sums, int64_t stride,
+                  cudaStream_t stream);
+
 }  // namespace sensorium::cuda

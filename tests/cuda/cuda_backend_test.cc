@@ -59,9 +59,9 @@ TEST_F(CudaBackendTest, RefusesOtherTypes) {
 }
 
 TEST_F(CudaBackendTest, AFullDeviceIsNamedWithItsNumbersAndNothingLeaks) {
-  for (int n : {1, 2}) {
+  for (int n : {1, 2, 3}) {
     cuda_emu::FailAllocation(n);
-    const absl::Status status = CudaBackend::Create({}).status();
+    const absl::Status status = CudaBackend::Create({.determinism = Determinism::kFast}).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
     EXPECT_THAT(std::string(status.message()), HasSubstr("67108864"));
     EXPECT_EQ(cuda_emu::AllocatedBytes(), 0u);
@@ -237,6 +237,53 @@ TEST_F(CudaBackendTest, ARowHasTheSameBitsAloneAndInATallTile) {
       EXPECT_TRUE(one.SameRowBits(0, all, r)) << r;
     }
   }
+}
+
+// kFast: 32 rows and more go through the library, padded to a bucket, in pieces where scratch is
+// small.
+TEST_F(CudaBackendTest, FastProductsAreTheStrictOnesButForRounding) {
+  for (DType dtype : {kF32, kBf16}) {
+    const auto strict = Open({.dtype = dtype, .wait_after_each_op = true});
+    const auto fast = Open({.dtype = dtype,
+                            .determinism = Determinism::kFast,
+                            .scratch_bytes = size_t{1} << 16,
+                            .wait_after_each_op = true});
+    EXPECT_EQ(fast->description(), "cuda 0: emulated device (8.0), fast products");
+    const int64_t in = 97, out = 71;
+    const Matrix w = Matrix::Random(rng_, out, in, kF32), b = Matrix::Random(rng_, out, 1, kF32);
+    const LinearSource source = {w.view(), b.vector()};
+    const auto strict_w = strict->PackLinear({&source, 1}), fast_w = fast->PackLinear({&source, 1});
+    for (int64_t rows : {31, 32, 65, 150}) {
+      const Matrix x = Matrix::Random(rng_, rows, in, dtype, 3);
+      Matrix want(rows, out, dtype, 2), got(rows, out, dtype, 2);
+      strict->Linear(want.view(), x.view(), *strict_w, Activation::kGelu);
+      fast->Linear(got.view(), x.view(), *fast_w, Activation::kGelu);
+      Matrix want_sum = Matrix::Random(rng_, rows, out, kF32), got_sum = want_sum;
+      strict->AddLinear(want_sum.view(), x.view(), *strict_w);
+      fast->AddLinear(got_sum.view(), x.view(), *fast_w);
+      const double rounding = dtype == kBf16 ? 0x1p-7 : 0x1p-21;
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < out; ++c) {
+          ASSERT_NEAR(got.Get(r, c), want.Get(r, c), rounding * std::fabs(want.Get(r, c)) + 1e-4);
+          ASSERT_NEAR(got_sum.Get(r, c), want_sum.Get(r, c), 1e-4);
+        }
+      }
+      EXPECT_TRUE(got.PaddingUntouched());
+    }
+  }
+}
+
+TEST_F(CudaBackendTest, AFastRowKeepsItsBitsWithinItsBucket) {
+  const auto be =
+      Open({.dtype = kBf16, .determinism = Determinism::kFast, .wait_after_each_op = true});
+  const Matrix w = Matrix::Random(rng_, 64, 64, kF32);
+  const LinearSource source = {w.view(), {}};
+  const auto packed = be->PackLinear({&source, 1});
+  const Matrix x = Matrix::Random(rng_, 64, 64, kBf16);
+  Matrix all(64, 64, kF32), part(40, 64, kF32);
+  be->Linear(all.view(), x.view(), *packed);
+  be->Linear(part.view(), x.view().Rows(20, 60), *packed);  // 64 rows too, the last ones zero
+  for (int64_t r = 0; r < 40; ++r) EXPECT_TRUE(part.SameRowBits(r, all, 20 + r)) << r;
 }
 
 }  // namespace

@@ -24,6 +24,9 @@ TEST(BackendFactoryTest, NamesWhatThereIsForWhatThereIsNot) {
   const auto dtype = OpenBackend({.dtype = "int3"}).status();
   EXPECT_EQ(dtype.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(dtype.message()), HasSubstr("'int3'"));
+  const auto determinism = OpenBackend({.determinism = "lucky"}).status();
+  EXPECT_EQ(determinism.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(determinism.message(), "determinism is 'lucky'; there are strict and fast");
 }
 
 // On a machine without a GPU one clear line; on one with it, it opens and says which.
