@@ -20,6 +20,8 @@
 namespace sensorium {
 namespace {
 
+constexpr int kDevice = 0;
+
 using cuda::CeilDiv;
 using cuda::CudaBuffer;
 using cuda::CudaLinear;
@@ -97,22 +99,16 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
     return absl::FailedPreconditionError(
         absl::StrCat("no CUDA device: ", cudaGetErrorString(found)));
   }
-  if (options.device < 0 || options.device >= count) {
-    return absl::FailedPreconditionError(
-        absl::StrCat("CUDA device ", options.device, " wanted, there are ", count));
-  }
   try {
-    CUDA_CHECK(cudaSetDevice(options.device));
     int major = 0, minor = 0;
-    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, options.device));
-    CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, options.device));
+    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, kDevice));
+    CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, kDevice));
     cudaDeviceProp properties;
-    CUDA_CHECK(cudaGetDeviceProperties(&properties, options.device));
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, kDevice));
     const std::string name = absl::StrCat(properties.name, " (", major, ".", minor, ")");
     if (major < 8) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("CUDA device ", options.device, ", ", name,
-                       ", is older than compute capability 8.0 (Ampere)"));
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the CUDA device, ", name, ", is older than compute capability 8.0 (Ampere)"));
     }
     size_t free_bytes = 0, total_bytes = 0;
     CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
@@ -123,17 +119,16 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
     std::unique_ptr<cuda::LibraryGemm> library;
     if (fast) library = cuda::LibraryGemm::Create(stream->get());
     if (uploads == nullptr || scratch == nullptr || (fast && library == nullptr)) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat(options.upload_bytes, " bytes of upload buffer and ", options.scratch_bytes,
-                       " of scratch wanted on CUDA device ", options.device, ", ", free_bytes,
-                       " of ", total_bytes, " are free"));
+      return absl::ResourceExhaustedError(absl::StrCat(
+          options.upload_bytes, " bytes of upload buffer and ", options.scratch_bytes,
+          " of scratch wanted on the CUDA device, ", free_bytes, " of ", total_bytes, " are free"));
     }
     return std::unique_ptr<Backend>(new CudaBackend(
-        options, absl::StrCat("cuda ", options.device, ": ", name, fast ? ", fast products" : ""),
-        std::move(stream), std::move(uploads), std::move(scratch), std::move(library)));
+        options, absl::StrCat("cuda: ", name, fast ? ", fast products" : ""), std::move(stream),
+        std::move(uploads), std::move(scratch), std::move(library)));
   } catch (const std::exception& e) {
     return absl::FailedPreconditionError(
-        absl::StrCat("CUDA device ", options.device, " cannot be opened: ", e.what()));
+        absl::StrCat("the CUDA device cannot be opened: ", e.what()));
   }
 }
 

@@ -33,9 +33,8 @@ namespace sensorium {
 
 enum class Determinism : uint8_t { kStrict, kFast };
 
-struct CudaBackendOptions {
+struct CudaBackendOptions {       // of device 0: CUDA_VISIBLE_DEVICES says which that is
   DType dtype = DType::kFloat32;  // float32: the exact reference mode; or bfloat16
-  int device = 0;
   Determinism determinism = Determinism::kStrict;
   // Pinned and device memory for a step's arrays; a smaller one waits more often.
   size_t upload_bytes = size_t{8} << 20;
@@ -47,7 +46,7 @@ struct CudaBackendOptions {
 
 class CudaBackend final : public Backend {
  public:
-  // FAILED_PRECONDITION: no such device, or one before compute capability 8.0. INVALID_ARGUMENT: a
+  // FAILED_PRECONDITION: no device, or one before compute capability 8.0. INVALID_ARGUMENT: a
   // dtype that is neither float32 nor bfloat16. RESOURCE_EXHAUSTED: no memory for the buffers.
   static absl::StatusOr<std::unique_ptr<Backend>> Create(const CudaBackendOptions& options);
   ~CudaBackend() override;

@@ -40,7 +40,7 @@ class CudaBackendTest : public testing::Test {
 };
 
 TEST_F(CudaBackendTest, SaysWhichDeviceItIs) {
-  EXPECT_EQ(Open()->description(), "cuda 0: emulated device (8.0)");
+  EXPECT_EQ(Open()->description(), "cuda: emulated device (8.0)");
 }
 
 TEST_F(CudaBackendTest, WithoutADeviceOpeningSaysSo) {
@@ -48,9 +48,6 @@ TEST_F(CudaBackendTest, WithoutADeviceOpeningSaysSo) {
   const absl::Status status = CudaBackend::Create({}).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_EQ(status.message(), "no CUDA device: no CUDA-capable device is detected");
-  cuda_emu::SetDeviceCount(2);
-  EXPECT_EQ(CudaBackend::Create({.device = 2}).status().message(),
-            "CUDA device 2 wanted, there are 2");
 }
 
 TEST_F(CudaBackendTest, RefusesOtherTypes) {
@@ -248,7 +245,7 @@ TEST_F(CudaBackendTest, FastProductsAreTheStrictOnesButForRounding) {
                             .determinism = Determinism::kFast,
                             .scratch_bytes = size_t{1} << 16,
                             .wait_after_each_op = true});
-    EXPECT_EQ(fast->description(), "cuda 0: emulated device (8.0), fast products");
+    EXPECT_EQ(fast->description(), "cuda: emulated device (8.0), fast products");
     const int64_t in = 97, out = 71;
     const Matrix w = Matrix::Random(rng_, out, in, kF32), b = Matrix::Random(rng_, out, 1, kF32);
     const LinearSource source = {w.view(), b.vector()};

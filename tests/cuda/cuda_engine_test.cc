@@ -105,7 +105,7 @@ TEST_P(CudaEngineTest, AMixedLoadGivesTheTokensOfTheCpu) {
   const std::vector<Outcome> want = RunLoad(*cpu);
   cuda_emu::SetSeed(3);
   const auto cuda = MakeEngine(CudaBackend::Create({.dtype = GetParam()}));
-  EXPECT_EQ(cuda->device(), "cuda 0: emulated device (8.0)");
+  EXPECT_EQ(cuda->device(), "cuda: emulated device (8.0)");
   const std::vector<Outcome> got = RunLoad(*cuda);
   for (size_t i = 0; i < want.size(); ++i) {
     EXPECT_EQ(got[i].error, "OK");

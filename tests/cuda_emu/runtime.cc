@@ -127,9 +127,6 @@ cudaError_t cudaGetDeviceCount(int* count) {
   *count = device.count;
   return device.count == 0 ? Report(cudaErrorNoDevice) : cudaSuccess;
 }
-cudaError_t cudaSetDevice(int index) {
-  return index >= 0 && index < device.count ? cudaSuccess : Report(cudaErrorInvalidValue);
-}
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   std::strcpy(properties->name, "emulated device");
   return cudaSuccess;

@@ -30,8 +30,7 @@ class PagedSequences {
     max_blocks_ = 2;  // entries behind a sequence's blocks
     for (int64_t n : this->lengths) max_blocks_ = std::max(max_blocks_, Blocks(n) + 2);
     stride_ = be.KvBlockBytes(layout) + 64;
-    arena_ = be.Allocate(blocks * stride_).value();
-    std::memset(arena_->data(), 0xff, arena_->size_bytes());  // NaN in every type
+    arena_.resize(blocks * stride_ + 64);
     num_blocks_ = static_cast<int32_t>(blocks);
     ShuffleBlocks();
     const int64_t columns = int64_t{layout.kv_heads} * layout.head_dim;
@@ -51,10 +50,13 @@ class PagedSequences {
     size_t next = 0;
     for (size_t s = 0; s < lengths.size(); ++s)
       for (int64_t b = 0; b < Blocks(lengths[s]); ++b) table_[s * max_blocks_ + b] = ids[next++];
-    std::memset(arena_->data(), 0xff, arena_->size_bytes());
+    std::fill(arena_.begin(), arena_.end(), std::byte{0xff});  // NaN in every type
   }
 
-  KvCacheView view() { return {arena_->data(), stride_, num_blocks_, layout}; }
+  KvCacheView view() {
+    const auto address = reinterpret_cast<uintptr_t>(arena_.data());
+    return {arena_.data() + (64 - address % 64) % 64, stride_, num_blocks_, layout};
+  }
   int64_t Slot(size_t s, int64_t position) const {
     return int64_t{table_[s * max_blocks_ + position / layout.block_size]} * layout.block_size +
            position % layout.block_size;
@@ -101,7 +103,7 @@ class PagedSequences {
   int64_t max_blocks_ = 0;
   size_t stride_ = 0;
   int32_t num_blocks_ = 0;
-  std::unique_ptr<DeviceBuffer> arena_;
+  std::pmr::vector<std::byte> arena_;  // the blocks begin at its first multiple of 64 bytes
   std::vector<BlockId> table_;
 };
 
@@ -258,15 +260,15 @@ TEST_P(AttentionTest, StoreWritesItsSlotsAloneAndSkipsNegativeOnes) {
   const KvLayout layout = {.layers = 2, .kv_heads = 3, .head_dim = 48, .block_size = 48};
   const size_t bytes = be_->KvBlockBytes(layout);
   EXPECT_EQ(bytes % 64, 0u);
-  const auto arena = be_->Allocate(2 * bytes).value();
-  std::memset(arena->data(), 0xff, 2 * bytes);
-  const KvCacheView kv = {arena->data(), bytes, 2, layout};
+  std::pmr::vector<std::byte> arena(2 * bytes + 64, std::byte{0xff});
+  std::byte* blocks = arena.data() + (64 - reinterpret_cast<uintptr_t>(arena.data()) % 64) % 64;
+  const KvCacheView kv = {blocks, bytes, 2, layout};
   const Matrix k = Random(4, 144, dtype()), v = Random(4, 144, dtype());
   const std::vector<int64_t> slots = {95, -1, 3, 4};
   be_->StoreKv(kv, 1, View(k).SplitColumns(3), View(v).SplitColumns(3), slots);
   size_t written = 0;
   for (size_t i = 0; i < 2 * bytes; i += SizeOf(dtype())) {
-    written += std::any_of(arena->data() + i, arena->data() + i + SizeOf(dtype()),
+    written += std::any_of(blocks + i, blocks + i + SizeOf(dtype()),
                            [](std::byte b) { return b != std::byte{0xff}; });
   }
   EXPECT_EQ(written, 3u * 2 * 144);  // three tokens' K and V

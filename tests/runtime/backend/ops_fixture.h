@@ -6,6 +6,7 @@
 #include <cmath>
 #include <functional>
 #include <memory>
+#include <memory_resource>
 #include <random>
 #include <span>
 #include <sstream>
@@ -78,18 +79,18 @@ inline reference::Array Truth(const Matrix& m, DType as = DType::kFloat32) {
 inline ConstTensorView View(const Matrix& m) { return m.view(); }
 
 // A contiguous float32 vector.
-inline ConstTensorView Vector(const std::vector<float>& v) {
+inline ConstTensorView Vector(const std::pmr::vector<float>& v) {
   return {reinterpret_cast<const std::byte*>(v.data()),
           DType::kFloat32,
           {static_cast<int64_t>(v.size())}};
 }
-inline std::vector<float> RandomVector(std::mt19937& rng, int64_t n) {
+inline std::pmr::vector<float> RandomVector(std::mt19937& rng, int64_t n) {
   std::normal_distribution<float> normal;
-  std::vector<float> v(n);
+  std::pmr::vector<float> v(n);
   for (float& x : v) x = normal(rng);
   return v;
 }
-inline reference::Array Truth(const std::vector<float>& v) {
+inline reference::Array Truth(const std::pmr::vector<float>& v) {
   reference::Array a(1, static_cast<int64_t>(v.size()));
   std::copy(v.begin(), v.end(), a.values.begin());
   return a;
