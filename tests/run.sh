@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Runs every test: installs what is missing, builds, tests. Repeat runs build only what changed.
 #
-#   bash tests/run.sh [PRESET] [ctest arguments]    PRESET: cpu (default), asan or tsan
+#   bash tests/run.sh [PRESET] [ctest arguments]    PRESET: cpu (default), cuda, asan or tsan
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 preset=cpu
 case "${1:-}" in
-  cpu|asan|tsan) preset=$1; shift ;;
+  cpu|cuda|asan|tsan) preset=$1; shift ;;
   --help|-h) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
 
