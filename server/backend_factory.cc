@@ -1,7 +1,9 @@
 #include "server/backend_factory.h"
 
 #include "absl/strings/str_cat.h"
+#include "runtime/base/status_macros.h"
 #include "runtime/cpu/cpu_backend.h"
+#include "runtime/cpu/cpu_level.h"
 #ifdef SENSORIUM_CUDA
 #include "cuda/cuda_backend.h"
 #endif
@@ -12,6 +14,9 @@ namespace {
 absl::StatusOr<std::unique_ptr<Backend>> OpenCpu(const BackendOptions& options, DType dtype) {
   CpuBackendOptions cpu;
   cpu.dtype = dtype;
+  if (options.cpu_level != "auto") {
+    ASSIGN_OR_RETURN(cpu.level, ParseCpuLevel(options.cpu_level));
+  }
   cpu.threads = options.threads;
   cpu.pin_threads = options.pin_threads;
   return CpuBackend::Create(cpu);

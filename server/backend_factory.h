@@ -15,6 +15,7 @@ struct BackendOptions {
   // cuda: "strict" gives a request the same bits in every batch; "fast" leaves products of many rows to
   // cuBLASLt, whose last bits may change with the number of rows.
   std::string determinism = "strict";
+  std::string cpu_level = "auto";  // cpu: instructions used; "auto": the best this machine has
   int threads = 0;                // cpu: 0 takes the cores this process may use
   bool pin_threads = false;       // cpu: bind each thread to a core
 };

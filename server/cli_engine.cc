@@ -11,11 +11,12 @@
 #include <filesystem>
 #include <utility>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "nlohmann/json.hpp"
 #include "runtime/base/status_macros.h"
 #include "runtime/engine/engine.h"
+#include "server/address.h"
 #include "server/backend_factory.h"
 #include "server/cli.h"
 #include "server/local_client.h"
@@ -68,8 +69,18 @@ std::string UniqueName(std::string name, const std::vector<ModelConfig>& others)
 }
 
 OpenedClient OpenServer(const ClientOptions& options) {
-  if (options.dtype != ClientOptions().dtype || options.threads != ClientOptions().threads) {
-    PrintError("with --server, --dtype and --threads are the server's own and change nothing");
+  // A server's engine was set up by who started it.
+  const ClientOptions defaults;
+  std::vector<const char*> unused;
+  if (options.speech_model != defaults.speech_model) unused.push_back("--speech-model");
+  if (options.dtype != defaults.dtype) unused.push_back("--dtype");
+  if (options.cpu_level != defaults.cpu_level) unused.push_back("--cpu-level");
+  if (options.threads != defaults.threads) unused.push_back("--threads");
+  if (options.kv_cache_mib != defaults.kv_cache_mib) unused.push_back("--kv-cache-mib");
+  if (!unused.empty()) {
+    PrintError(absl::StrCat("with --server, ", absl::StrJoin(unused, " and "),
+                            unused.size() == 1 ? " is the server's own and changes nothing"
+                                               : " are the server's own and change nothing"));
   }
   OpenedClient opened;
   opened.client = std::make_unique<RemoteClient>(options.server);
@@ -81,14 +92,7 @@ OpenedClient OpenServer(const ClientOptions& options) {
 
 void CheckTarget(CLI::Option& option) {
   const auto wrong = [](const std::string& target) {
-    if (target.starts_with("unix:")) return std::string();
-    const size_t colon = target.rfind(':');
-    int port = 0;
-    const bool whole =
-        colon != 0 && colon != target.npos && absl::SimpleAtoi(target.substr(colon + 1), &port);
-    return whole && port >= 1 && port <= 65535
-               ? std::string()
-               : absl::StrCat("'", target, "' is not HOST:PORT with a port from 1 to 65535");
+    return std::string(CheckAddress(target, /*min_port=*/1).message());
   };
   option.check(wrong)->type_name("HOST:PORT");
 }
@@ -102,6 +106,11 @@ void AddClientOptions(CLI::App& command, ClientOptions& options) {
                   "in process: storage and arithmetic, float32 (exact) or bfloat16; default "
                   "float32")
       ->check(CLI::IsMember({"float32", "bfloat16"}));
+  command
+      .add_option("--cpu-level", options.cpu_level,
+                  "in process: instructions of the CPU backend, portable, avx2, avx512 or "
+                  "avx512_bf16; default auto, the best this machine has")
+      ->check(CLI::IsMember({"auto", "portable", "avx2", "avx512", "avx512_bf16"}));
   command
       .add_option("--threads", options.threads,
                   "in process: threads; default 0, the cores this process may use")
@@ -149,7 +158,9 @@ absl::StatusOr<OpenedClient> OpenClient(const ClientOptions& options) {
     config.speech_model = UniqueName(NameOf(path), config.models);
     config.models.push_back({.name = config.speech_model, .path = path});
   }
-  ASSIGN_OR_RETURN(auto backend, OpenBackend({.dtype = options.dtype, .threads = options.threads}));
+  ASSIGN_OR_RETURN(auto backend, OpenBackend({.dtype = options.dtype,
+                                              .cpu_level = options.cpu_level,
+                                              .threads = options.threads}));
   ProgressBar bar;
   const auto show = [&](const std::string& model, size_t done, size_t total) {
     bar.Update("loading " + model, static_cast<double>(done), static_cast<double>(total));

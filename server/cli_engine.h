@@ -21,15 +21,16 @@ struct ClientOptions {
   // In process only.
   std::vector<std::string> models;  // checkpoint directories or names of bundled models
   std::string speech_model;         // as well, for spoken questions; "": none
-  std::string dtype = "float32";
+  std::string dtype = "float32", cpu_level = "auto";
   int threads = 0;
   int kv_cache_mib = 1024;
 };
 
-// --server, --dtype, --threads, --kv-cache-mib. `options` must outlive `command`'s parsing.
+// --server, --dtype, --cpu-level, --threads, --kv-cache-mib. `options` must outlive `command`'s
+// parsing.
 void AddClientOptions(CLI::App& command, ClientOptions& options);
 
-// Makes anything but host:port (or unix:path) in `option` wrong usage.
+// Makes anything but HOST:PORT (or unix:PATH) of a server in `option` wrong usage.
 void CheckTarget(CLI::Option& option);
 
 struct OpenedClient {

@@ -71,7 +71,9 @@ absl::StatusOr<v1::GenerateRequest> MakeRequest(const GenerateOptions& o) {
 
 absl::StatusOr<OpenedClient> Open(GenerateOptions& o) {
   if (!o.model.empty()) o.client.models = {o.model};
-  if (!o.audio.empty() && o.client.server.empty()) {
+  if (!o.client.server.empty()) {
+    o.client.speech_model = o.speech_model;
+  } else if (!o.audio.empty()) {
     if (!o.speech_model.empty()) {
       o.client.speech_model = o.speech_model;
     } else if (FindModelDirectory("whisper-mini").ok()) {

@@ -221,7 +221,8 @@ void AddTranscribeCommand(CLI::App& app, int& exit_code) {
   c.add_option("--seed", o.seed, "of the sampling: the same gives the same text; default 0");
   c.add_option("--prompt", o.prompt,
                "text before the recording: names, spelling, style; default none");
-  c.add_option("--prefix", o.prefix, "how the text of the first window begins; default none");
+  c.add_option("--prefix", o.prefix,
+               "how the text of every window begins, for a recording of one; default none");
   c.add_flag("--no-condition-on-previous-text", o.no_condition,
              "each window is heard without the text of those before; default: with it");
   AddClientOptions(c, o.client);

@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "runtime/base/status_macros.h"
+#include "server/address.h"
 #include "yaml-cpp/yaml.h"
 
 namespace sensorium {
@@ -66,7 +67,14 @@ class Section {
   }
 
   absl::Status Read(const YAML::Node& node) const {
-    if (!node.IsMap()) return At(file_, node, absl::StrCat(name_, " must be keys with values"));
+    if (node.IsNull()) {  // nothing is nowhere: its line would be the next thing's
+      return absl::InvalidArgumentError(
+          absl::StrCat(file_, ": ", name_.empty() ? "the file" : name_, " is empty"));
+    }
+    if (!node.IsMap()) {
+      return At(file_, node,
+                absl::StrCat(name_.empty() ? "the file" : name_, " must be keys with values"));
+    }
     std::set<std::string> seen;
     for (const auto& entry : node) {
       const std::string key = entry.first.Scalar();
@@ -119,7 +127,11 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   Section server(file, "server"), device(file, "device"), engine(file, "engine"),
       limits(file, "limits"), top(file, "");
 
-  server.String("listen", &config.server.listen);
+  server.Other("listen", [&](const YAML::Node& node) {
+    config.server.listen = node.IsScalar() ? node.Scalar() : "";
+    const absl::Status status = CheckAddress(config.server.listen, /*min_port=*/0);
+    return status.ok() ? status : At(file, node, absl::StrCat("server.listen: ", status.message()));
+  });
   server.Number("max_message_mib", &config.server.max_message_bytes, 1, 1024, kMiB);
   server.Number("max_concurrent_calls", &config.server.max_concurrent_calls, 1, 100000);
   server.Number("drain_delay_seconds", &config.server.drain_delay_seconds, 0, 3600);
@@ -127,6 +139,7 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
 
   device.String("kind", &config.backend.device);
   device.String("dtype", &config.backend.dtype);
+  device.String("cpu_level", &config.backend.cpu_level);
   device.Number("threads", &config.backend.threads, 0, 4096);
   device.Bool("pin_threads", &config.backend.pin_threads);
 
@@ -143,6 +156,7 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   limits.Number("default_max_tokens", &e.default_max_tokens, 1, 1 << 20);
   limits.Number("max_tokens", &e.max_tokens_limit, 1, 1 << 20);
   limits.Number("decoded_media_mib", &e.max_media_bytes, 1, 1024.0 * 1024, kMiB);
+  limits.Number("decode_seconds", &e.decode_seconds, 0.001, 86400);
   limits.Number("image_mib", &e.image_limits.max_bytes, 0.001, 1024, kMiB);
   limits.Number("image_megapixels", &e.image_limits.max_pixels, 0.001, 1000, 1e6);
   limits.Number("audio_mib", &e.audio_limits.max_bytes, 0.001, 1024, kMiB);
@@ -181,7 +195,11 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
 }  // namespace
 
 absl::StatusOr<Config> LoadConfig(const std::string& path) {
-  if (!std::filesystem::is_regular_file(path)) {
+  std::error_code error;
+  if (std::filesystem::is_directory(path, error)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": is a directory, not a file"));
+  }
+  if (!std::filesystem::exists(path, error)) {
     return absl::NotFoundError(absl::StrCat(path, ": there is no such file"));
   }
   Config config;

@@ -10,9 +10,12 @@
 namespace sensorium {
 
 struct ServerConfig {
-  std::string listen = "0.0.0.0:50051";         // host:port; port 0 takes a free one
+  std::string listen = "0.0.0.0:50051";         // host:port or unix:path; port 0 takes a free one
   size_t max_message_bytes = size_t{80} << 20;  // of one request: an hour of FLAC, any photo
   int max_concurrent_calls = 1000;              // streams of one connection
+  // A client that is gone without a word is noticed, and frees its blocks, after their sum.
+  double keepalive_seconds = 60;          // of silence before it is asked
+  double keepalive_timeout_seconds = 20;  // for its answer
   double drain_delay_seconds = 0;  // between NOT_SERVING and refusing, for balancers to notice
   double drain_seconds = 20;       // what running requests get before they are cancelled
 };

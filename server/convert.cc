@@ -5,18 +5,20 @@
 #include <utility>
 #include <variant>
 
-#include "absl/strings/cord.h"
 #include "absl/strings/str_cat.h"
 #include "google/rpc/error_details.pb.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/status_payload.h"
 
 namespace sensorium {
 
 namespace {
 
-constexpr char kFieldUrl[] = "sensorium/field";  // payload of a status: the field it is about
-
+constexpr char kErrorDomain[] = "sensorium";  // of google.rpc.ErrorInfo
+constexpr int kMaxMessages = 256;
+constexpr int kMaxParts = 64;  // of one message
 constexpr int kMaxStops = 16;
+constexpr int kMaxStopBytes = 256;
 constexpr int kMaxAnswers = 16;
 constexpr int kMaxAlternatives = 20;
 constexpr int kMaxBeams = 16;
@@ -35,10 +37,10 @@ absl::Status NotYet(const std::string& what) {
   return absl::UnimplementedError(absl::StrCat(what, " is not in this version"));
 }
 
-absl::Status CheckText(const std::string& field, const std::string& text) {
-  if (text.size() <= kMaxTextBytes) return absl::OkStatus();
-  return FieldError(field,
-                    absl::StrCat("has ", text.size(), " bytes; the limit is ", kMaxTextBytes));
+absl::Status CheckText(const std::string& field, const std::string& text,
+                       size_t limit = kMaxTextBytes) {
+  if (text.size() <= limit) return absl::OkStatus();
+  return FieldError(field, absl::StrCat("has ", text.size(), " bytes; the limit is ", limit));
 }
 
 absl::StatusOr<Part> ConvertPart(v1::Part& in, const std::string& field) {
@@ -124,7 +126,7 @@ absl::StatusOr<TranscribeOptions> ConvertOptions(v1::TranscribeOptions& in) {
     out.temperatures.push_back(t);
   }
   const bool samples = !out.temperatures.empty() && out.temperatures[0] > 0;
-  if (in.beam_size() > 1 && samples) {
+  if (in.beam_size() > 0 && samples) {
     return FieldError("options.beam_size",
                       absl::StrCat("is ", in.beam_size(), " at temperature ", out.temperatures[0],
                                    "; a beam search needs temperature 0"));
@@ -307,12 +309,6 @@ std::optional<Response> Convert(const Event& event) {
 
 }  // namespace
 
-absl::Status FieldError(const std::string& field, const std::string& what) {
-  absl::Status status = absl::InvalidArgumentError(absl::StrCat(field, " ", what));
-  status.SetPayload(kFieldUrl, absl::Cord(field));
-  return status;
-}
-
 absl::StatusOr<GenerateRequest> FromProto(v1::GenerateRequest&& in, const CallContext& call) {
   RETURN_IF_ERROR(InRange("max_tokens", in.max_tokens(), 0, INT32_MAX));
   RETURN_IF_ERROR(InRange("logprobs", in.logprobs(), 0, kMaxAlternatives));
@@ -323,10 +319,16 @@ absl::StatusOr<GenerateRequest> FromProto(v1::GenerateRequest&& in, const CallCo
   }
   GenerateRequest out;
   for (int i = 0; i < in.stop_size(); ++i) {
-    if (in.stop(i).empty()) return FieldError(absl::StrCat("stop[", i, "]"), "is empty");
+    const std::string field = absl::StrCat("stop[", i, "]");
+    if (in.stop(i).empty()) return FieldError(field, "is empty");
+    RETURN_IF_ERROR(CheckText(field, in.stop(i), kMaxStopBytes));
     out.stop.push_back(std::move(*in.mutable_stop(i)));
   }
   if (in.messages_size() == 0) return FieldError("messages", "is empty");
+  if (in.messages_size() > kMaxMessages) {
+    return FieldError("messages", absl::StrCat("has ", in.messages_size(),
+                                               " messages; the limit is ", kMaxMessages));
+  }
   for (int m = 0; m < in.messages_size(); ++m) {
     v1::Message& message = *in.mutable_messages(m);
     const std::string field = absl::StrCat("messages[", m, "]");
@@ -344,6 +346,10 @@ absl::StatusOr<GenerateRequest> FromProto(v1::GenerateRequest&& in, const CallCo
       default:
         return FieldError(field + ".role", absl::StrCat("is ", int{message.role()},
                                                         "; it must be USER, ASSISTANT or SYSTEM"));
+    }
+    if (message.parts_size() > kMaxParts) {
+      return FieldError(field + ".parts", absl::StrCat("has ", message.parts_size(),
+                                                       " parts; the limit is ", kMaxParts));
     }
     for (int p = 0; p < message.parts_size(); ++p) {
       ASSIGN_OR_RETURN(Part part, ConvertPart(*message.mutable_parts(p),
@@ -430,19 +436,25 @@ std::string StatusDetails(const absl::Status& status) {
   google::rpc::Status out;
   out.set_code(static_cast<int>(status.code()));
   out.set_message(std::string(status.message()));
-  if (const auto field = status.GetPayload(kFieldUrl)) {
+  google::rpc::ErrorInfo info;
+  info.set_domain(kErrorDomain);
+  const auto reason = status.GetPayload(kReasonPayload);
+  info.set_reason(reason ? std::string(*reason) : absl::StatusCodeToString(status.code()));
+  out.add_details()->PackFrom(info);
+  if (const auto field = status.GetPayload(kFieldPayload)) {
     google::rpc::BadRequest bad;
     auto& violation = *bad.add_field_violations();
     violation.set_field(std::string(*field));
     violation.set_description(std::string(status.message()));
     out.add_details()->PackFrom(bad);
   }
-  if (absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) {
+  if ((absl::IsResourceExhausted(status) || absl::IsUnavailable(status)) &&
+      !status.GetPayload(kNoRetryPayload)) {
     google::rpc::RetryInfo retry;
     retry.mutable_retry_delay()->set_seconds(kRetrySeconds);
     out.add_details()->PackFrom(retry);
   }
-  return out.details_size() ? out.SerializeAsString() : "";
+  return out.SerializeAsString();
 }
 
 }  // namespace sensorium

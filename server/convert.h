@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "runtime/base/status_payload.h"
 #include "runtime/engine/engine.h"
 #include "sensorium/v1/sensorium.pb.h"
 
@@ -31,11 +32,9 @@ std::optional<v1::TranscribeResponse> ToProto(const TranscribeEvent& event);
 v1::TokenizeResponse ToProto(const TokenizeResult& result);
 v1::ListModelsResponse ToProto(const std::vector<ModelInfo>& models);
 
-// The google.rpc.Status that travels in grpc-status-details-bin: BadRequest when the status names a
-// field, RetryInfo for RESOURCE_EXHAUSTED and UNAVAILABLE. Empty when there is nothing to add.
+// The google.rpc.Status that travels in grpc-status-details-bin: ErrorInfo always; BadRequest when
+// the status names a field; RetryInfo for RESOURCE_EXHAUSTED and UNAVAILABLE, unless the status
+// says that coming back is no use (runtime/base/status_payload.h). REQUIRES: !status.ok().
 std::string StatusDetails(const absl::Status& status);
-
-// INVALID_ARGUMENT about one field of the request, by its path ("sampling.top_p").
-absl::Status FieldError(const std::string& field, const std::string& what);
 
 }  // namespace sensorium

@@ -84,8 +84,8 @@ ask "shapes.png: How many red circles are there?" \
 ask "shapes.png: Point to the blue square. (drawn into $picture_out)" \
   generate --model molmo-mini --image $models/molmo-mini/shapes.png \
   --prompt "Point to the blue square." --draw "$picture_out"
-ask "morning.wav: transcribe" \
-  transcribe $models/whisper-mini/morning.wav --model whisper-mini
+ask "morning.wav: transcribe, each window by itself" \
+  transcribe $models/whisper-mini/morning.wav --model whisper-mini --no-condition-on-previous-text
 ask "shapes.png and question.wav: a spoken question about a picture" \
   generate --model molmo-mini --image $models/molmo-mini/shapes.png \
   --audio $models/whisper-mini/question.wav

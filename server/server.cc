@@ -9,6 +9,8 @@
 #include "grpcpp/grpcpp.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
+#include "runtime/base/status_macros.h"
+#include "server/address.h"
 #include "server/service.h"
 
 namespace sensorium {
@@ -20,6 +22,8 @@ constexpr int kMinPingIntervalMs = 10'000;
 // What gRPC's own buffers may take before it pushes back: a dozen requests of the largest size.
 constexpr size_t kBufferedRequests = 12;
 
+int Ms(double seconds) { return static_cast<int>(seconds * 1000); }
+
 class ServerImpl final : public Server {
  public:
   ServerImpl(const ServerConfig& config, Engine& engine)
@@ -29,6 +33,7 @@ class ServerImpl final : public Server {
   }
 
   absl::Status Listen() {
+    RETURN_IF_ERROR(ProbeListen(config_.listen));
     // Process-wide switches of gRPC; both must be on before a server is built.
     grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
@@ -42,15 +47,19 @@ class ServerImpl final : public Server {
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                                kMinPingIntervalMs);
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Ms(config_.keepalive_seconds));
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                               Ms(config_.keepalive_timeout_seconds));
+    // A stream may be silent for long: a parked one, or one that waits in the queue.
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
     grpc::ResourceQuota quota("sensorium");
     quota.Resize(
         std::max<size_t>(size_t{256} << 20, kBufferedRequests * config_.max_message_bytes));
     builder.SetResourceQuota(quota);
     server_ = builder.BuildAndStart();
     if (!server_ || port_ == 0) {
-      return absl::UnavailableError(
-          absl::StrCat("cannot listen on ", config_.listen,
-                       ": the port is in use, or the address is not this machine's"));
+      // Somebody was faster since the probe, or gRPC knows more.
+      return absl::UnavailableError(absl::StrCat("cannot listen on ", config_.listen));
     }
     SetServing(true);
     return absl::OkStatus();

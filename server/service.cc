@@ -1,5 +1,6 @@
 #include "server/service.h"
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <memory>
@@ -21,11 +22,21 @@ grpc::Status ToGrpc(const absl::Status& status) {
                       StatusDetails(status));
 }
 
-CallContext ContextOf(const grpc::CallbackServerContext& context) {
+constexpr size_t kMaxTenantBytes = 64;
+
+// INVALID_ARGUMENT: a tenant's name that has no place in a log line.
+absl::StatusOr<CallContext> ContextOf(const grpc::CallbackServerContext& context) {
   CallContext call;
   const auto tenant = context.client_metadata().find("x-tenant");
   if (tenant != context.client_metadata().end()) {
     call.tenant.assign(tenant->second.data(), tenant->second.size());
+    if (call.tenant.size() > kMaxTenantBytes) {
+      return FieldError("x-tenant", absl::StrCat("has ", call.tenant.size(),
+                                                 " bytes; the limit is ", kMaxTenantBytes));
+    }
+    for (const char c : call.tenant) {
+      if (c < ' ' || c > '~') return FieldError("x-tenant", "is not printable ASCII");
+    }
   }
   using std::chrono::system_clock;
   if (context.deadline() != system_clock::time_point::max()) {
@@ -165,7 +176,9 @@ InferenceService::InferenceService(Engine& engine) : engine_(engine) {}
 grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
     grpc::CallbackServerContext* context, const v1::GenerateRequest* request) {
   return Guarded([&]() -> grpc::ServerWriteReactor<v1::GenerateResponse>* {
-    auto converted = FromProto(TakeOver(request), ContextOf(*context));
+    const auto call = ContextOf(*context);
+    if (!call.ok()) return new RefusedStream<v1::GenerateResponse>(call.status());
+    auto converted = FromProto(TakeOver(request), *call);
     if (!converted.ok()) return new RefusedStream<v1::GenerateResponse>(converted.status());
     return new StreamReactor<v1::GenerateResponse, GenerateEvent>(
         engine_.Generate(*std::move(converted)), publisher_);
@@ -175,7 +188,9 @@ grpc::ServerWriteReactor<v1::GenerateResponse>* InferenceService::Generate(
 grpc::ServerWriteReactor<v1::TranscribeResponse>* InferenceService::Transcribe(
     grpc::CallbackServerContext* context, const v1::TranscribeRequest* request) {
   return Guarded([&]() -> grpc::ServerWriteReactor<v1::TranscribeResponse>* {
-    auto converted = FromProto(TakeOver(request), ContextOf(*context));
+    const auto call = ContextOf(*context);
+    if (!call.ok()) return new RefusedStream<v1::TranscribeResponse>(call.status());
+    auto converted = FromProto(TakeOver(request), *call);
     if (!converted.ok()) return new RefusedStream<v1::TranscribeResponse>(converted.status());
     return new StreamReactor<v1::TranscribeResponse, TranscribeEvent>(
         engine_.Transcribe(*std::move(converted)), publisher_);
@@ -191,8 +206,16 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
                                                      const v1::TokenizeRequest* request,
                                                      v1::TokenizeResponse* response) {
   grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-  blocking_.Post([this, reactor, request, response] {
-    const auto result = engine_.Tokenize(FromProto(TakeOver(request)));
+  const auto call = ContextOf(*context);
+  if (!call.ok()) {
+    reactor->Finish(ToGrpc(call.status()));
+    return reactor;
+  }
+  blocking_.Post([this, reactor, request, response, call = *call] {
+    TokenizeRequest tokenize = FromProto(TakeOver(request));
+    tokenize.tenant = call.tenant;
+    tokenize.deadline = call.deadline;
+    const auto result = engine_.Tokenize(tokenize);
     if (result.ok()) *response = ToProto(*result);
     reactor->Finish(ToGrpc(result.status()));
   });

@@ -1,20 +1,19 @@
 #include "runtime/engine/engine.h"
 
 #include <algorithm>
-#include <atomic>
+#include <condition_variable>
 #include <map>
-#include <numeric>
+#include <mutex>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
-#include "runtime/engine/generate_job.h"
+#include "runtime/base/status_payload.h"
+#include "runtime/engine/intake.h"
+#include "runtime/engine/job.h"
 #include "runtime/engine/loaded_model.h"
-#include "runtime/engine/preparation.h"
-#include "runtime/engine/task_pool.h"
 #include "runtime/engine/step_batch.h"
-#include "runtime/engine/transcribe_job.h"
 #include "runtime/kv_cache/block_allocator.h"
 #include "runtime/scheduler/scheduler.h"
 #include "spdlog/spdlog.h"
@@ -60,7 +59,7 @@ class Waker {
 class EngineImpl : public Engine {
  public:
   EngineImpl(const EngineConfig& config, std::unique_ptr<Backend> backend)
-      : config_(config), backend_(std::move(backend)), media_budget_(config.max_media_bytes) {}
+      : config_(config), backend_(std::move(backend)) {}
   ~EngineImpl() override;
 
   absl::Status Load(const Progress& progress);
@@ -74,30 +73,7 @@ class EngineImpl : public Engine {
   void Drain(Deadline deadline) override;
 
  private:
-  // A request's place in the count of accepted requests; gives it back when it goes.
-  struct Ticket {
-    explicit Ticket(EngineImpl& e) : engine(e) {}
-    ~Ticket() { engine.Leave(); }
-    EngineImpl& engine;
-  };
-  using TicketPtr = std::shared_ptr<Ticket>;
-
   absl::Status TakeMemory();
-  absl::StatusOr<TicketPtr> Enter();
-  void Leave();
-  absl::StatusOr<LoadedModel*> FindModel(const std::string& name, bool whisper) const;
-  std::string NextRequestId(const char* kind);
-
-  // Spoken parts first, one behind the other; then the prompt. Runs on the preparation threads.
-  struct PendingGenerate;
-  void TranscribeNextPart(std::shared_ptr<PendingGenerate> pending);
-  void TakeHeard(std::shared_ptr<PendingGenerate> pending,
-                 const std::shared_ptr<TranscribeQueue>& hearing);
-  void FinishGenerate(std::shared_ptr<PendingGenerate> pending);
-  absl::Status SubmitTranscribe(LoadedModel& model, TranscribeRequest request,
-                                std::shared_ptr<TranscribeQueue> queue, TicketPtr ticket,
-                                const std::string& request_id, Clock::time_point submitted,
-                                std::function<bool()> also_cancelled);
   // Hands a prepared job to the engine thread.
   void Submit(std::unique_ptr<Job> job, TicketPtr ticket);
 
@@ -120,8 +96,6 @@ class EngineImpl : public Engine {
   const EngineConfig config_;
   const std::unique_ptr<Backend> backend_;
   std::vector<std::unique_ptr<LoadedModel>> models_;  // constant after Load
-  LoadedModel* speech_model_ = nullptr;
-  mutable MediaBudget media_budget_;
 
   std::unique_ptr<DeviceBuffer> arena_, workspace_buffer_, logits_buffer_;
   Workspace workspace_;
@@ -139,16 +113,12 @@ class EngineImpl : public Engine {
 
   const std::shared_ptr<Waker> waker_ = std::make_shared<Waker>();
   mutable std::mutex mu_;
-  std::condition_variable idle_;
   bool stopping_ = false;  // guarded by mu_, as all below
-  bool draining_ = false;
   bool cancel_all_ = false;
   std::vector<std::pair<std::unique_ptr<Job>, TicketPtr>> submitted_;
-  int32_t accepted_ = 0;  // requests that hold a ticket
   EngineStats stats_;
-  std::atomic<int64_t> next_request_{1};
 
-  std::unique_ptr<TaskPool> preparation_;
+  std::unique_ptr<Intake> intake_;  // outlives the thread, whose jobs hold tickets
   std::thread thread_;
 };
 
@@ -173,13 +143,12 @@ absl::Status EngineImpl::Load(const Progress& progress) {
                  static_cast<double>(MicrosSince(start)) / 1e6);
     models_.push_back(std::move(model));
   }
-  if (!config_.speech_model.empty()) {
-    ASSIGN_OR_RETURN(speech_model_, FindModel(config_.speech_model, /*whisper=*/true));
-  } else if (auto found = FindModel("", /*whisper=*/true); found.ok()) {
-    speech_model_ = *found;
-  }
+  Intake::StepLoop loop{.submit = [this](std::unique_ptr<Job> job,
+                                         TicketPtr ticket) { Submit(std::move(job), std::move(ticket)); },
+                        .wake = [waker = waker_] { waker->Wake(); },
+                        .broken = [this] { return Stats().broken; }};
+  ASSIGN_OR_RETURN(intake_, Intake::Create(config_, *backend_, models_, std::move(loop)));
   RETURN_IF_ERROR(TakeMemory());
-  preparation_ = std::make_unique<TaskPool>(std::max(1, config_.preparation_threads));
   thread_ = std::thread([this] { RunLoop(); });
   return absl::OkStatus();
 }
@@ -251,7 +220,6 @@ absl::Status EngineImpl::TakeMemory() {
 EngineImpl::~EngineImpl() {
   if (!thread_.joinable()) return;
   Drain(Clock::now());
-  preparation_.reset();
   {
     std::lock_guard lock(mu_);
     stopping_ = true;
@@ -261,225 +229,34 @@ EngineImpl::~EngineImpl() {
 }
 
 void EngineImpl::Drain(Deadline deadline) {
-  std::unique_lock lock(mu_);
-  draining_ = true;
-  const auto all_gone = [&] { return accepted_ == 0; };
-  if (idle_.wait_until(lock, deadline, all_gone)) return;
-  cancel_all_ = true;
+  intake_->StopAccepting();
+  if (intake_->WaitUntilEmpty(deadline)) return;
+  {
+    std::lock_guard lock(mu_);
+    cancel_all_ = true;
+  }
+  intake_->StopPreparing();
   waker_->Wake();
-  idle_.wait(lock, all_gone);
+  intake_->WaitUntilEmpty(std::nullopt);
 }
 
 // ---- Requests in --------------------------------------------------------------------------------------
 
-absl::StatusOr<EngineImpl::TicketPtr> EngineImpl::Enter() {
-  std::lock_guard lock(mu_);
-  if (stats_.broken) return absl::UnavailableError("the device failed; the server is ending");
-  if (draining_) return absl::UnavailableError("the server is draining");
-  const int32_t limit = config_.max_waiting + config_.max_batch_seqs;
-  if (accepted_ >= limit) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(accepted_, " requests run or wait; the limit is ", limit));
-  }
-  ++accepted_;
-  return std::make_shared<Ticket>(*this);
-}
-
-void EngineImpl::Leave() {
-  std::lock_guard lock(mu_);
-  if (--accepted_ == 0) idle_.notify_all();
-}
-
-std::string EngineImpl::NextRequestId(const char* kind) {
-  return absl::StrCat(kind, "-", next_request_.fetch_add(1));
-}
-
-absl::StatusOr<LoadedModel*> EngineImpl::FindModel(const std::string& name, bool whisper) const {
-  const char* does = whisper ? "transcribes" : "generates";
-  LoadedModel* found = nullptr;
-  std::string names;
-  for (const auto& model : models_) {
-    if (model->is_whisper() == whisper) {
-      absl::StrAppend(&names, names.empty() ? "" : ", ", model->name);
-      if (model->name == name) return model.get();
-      if (name.empty()) {
-        if (found) {
-          return absl::InvalidArgumentError(
-              absl::StrCat("several models are served: say which one ", does));
-        }
-        found = model.get();
-      }
-    } else if (model->name == name) {
-      return absl::InvalidArgumentError(absl::StrCat("model '", name, "' is a ",
-                                                     model->info.kind, ": it does not ",
-                                                     whisper ? "transcribe" : "generate"));
-    }
-  }
-  if (found) return found;
-  return absl::NotFoundError(name.empty() ? absl::StrCat("no model here ", does)
-                                          : absl::StrCat("no model '", name, "' ", does,
-                                                         " here; there is: ", names));
-}
-
-struct EngineImpl::PendingGenerate {
-  LoadedModel* model;
-  GenerateRequest request;
-  std::string request_id;
-  std::shared_ptr<GenerateQueue> queue;
-  TicketPtr ticket;
-  Clock::time_point submitted;
-  std::vector<Part*> spoken;  // audio parts of request
-  std::vector<std::string> heard;
-  int64_t audio_ms = 0;
-  std::mutex mu;             // two preparation threads may take events of one part
-  std::string hearing_text;  // of the part in progress
-};
-
 std::shared_ptr<GenerateQueue> EngineImpl::Generate(GenerateRequest request) {
-  auto queue = std::make_shared<GenerateQueue>(config_.event_queue_limit);
-  const auto refuse = [&](const absl::Status& status) {
-    queue->Push(StreamEnd{status});
-    return queue;
-  };
-  const auto model = FindModel(request.model, /*whisper=*/false);
-  if (!model.ok()) return refuse(model.status());
-  if (request.max_tokens > config_.max_tokens_limit) {
-    return refuse(absl::InvalidArgumentError(absl::StrCat(
-        "max_tokens is ", request.max_tokens, "; the limit is ", config_.max_tokens_limit)));
-  }
-  auto pending = std::make_shared<PendingGenerate>();
-  pending->model = *model;
-  pending->request = std::move(request);
-  pending->queue = queue;
-  pending->submitted = Clock::now();
-  for (Message& message : pending->request.messages) {
-    for (Part& part : message.parts) {
-      if (part.kind == Part::Kind::kAudio) pending->spoken.push_back(&part);
-    }
-  }
-  if (!pending->spoken.empty() && !speech_model_) {
-    return refuse(absl::InvalidArgumentError(
-        "the request has a spoken part and no speech model is served"));
-  }
-  auto ticket = Enter();
-  if (!ticket.ok()) return refuse(ticket.status());
-  pending->ticket = *std::move(ticket);
-  pending->request_id = NextRequestId("gen");
-  queue->SetOnRoom([waker = waker_] { waker->Wake(); });
-  preparation_->Post([this, pending] { TranscribeNextPart(pending); });
-  return queue;
-}
-
-void EngineImpl::TranscribeNextPart(std::shared_ptr<PendingGenerate> pending) {
-  if (pending->heard.size() == pending->spoken.size()) {
-    FinishGenerate(pending);
-    return;
-  }
-  Part& part = *pending->spoken[pending->heard.size()];
-  TranscribeRequest request;
-  request.model = speech_model_->name;
-  request.audio = std::move(part.data);
-  request.options.language = part.language;
-  request.options.timestamps = Timestamps::kNone;
-  request.deadline = pending->request.deadline;
-  auto hearing = std::make_shared<TranscribeQueue>(config_.event_queue_limit);
-  // Drains the transcript's events as they come; at the end the next part has its turn. The closure
-  // keeps both alive until it is taken off the queue.
-  hearing->SetOnReady([this, pending, hearing] {
-    preparation_->Post([this, pending, hearing] { TakeHeard(pending, hearing); });
-  });
-  hearing->SetOnRoom([waker = waker_] { waker->Wake(); });
-  const absl::Status status = SubmitTranscribe(
-      *speech_model_, std::move(request), hearing, pending->ticket, pending->request_id,
-      pending->submitted, [queue = pending->queue] { return queue->cancelled(); });
-  if (!status.ok()) {
-    hearing->SetOnReady(nullptr);
-    pending->queue->Push(StreamEnd{status});
-  }
-}
-
-void EngineImpl::TakeHeard(std::shared_ptr<PendingGenerate> pending,
-                           const std::shared_ptr<TranscribeQueue>& hearing) {
-  std::optional<absl::Status> ended;
-  {
-    std::lock_guard lock(pending->mu);
-    while (auto event = hearing->TryPop()) {
-      if (auto* finished = std::get_if<TranscribeFinished>(&*event)) {
-        pending->hearing_text = finished->text;
-        pending->audio_ms += finished->usage.audio_ms;
-      } else if (auto* end = std::get_if<StreamEnd>(&*event)) {
-        ended = end->status;
-      }
-    }
-  }
-  if (!ended) return;  // of several threads here, one takes the end
-  hearing->SetOnReady(nullptr);
-  if (!ended->ok()) {
-    pending->queue->Push(StreamEnd{*ended});
-    return;
-  }
-  const std::string& text = pending->hearing_text;
-  const size_t begin = text.find_first_not_of(' ');
-  pending->heard.push_back(begin == std::string::npos ? "" : text.substr(begin));
-  TranscribeNextPart(std::move(pending));
-}
-
-void EngineImpl::FinishGenerate(std::shared_ptr<PendingGenerate> pending) {
-  auto prepared = PrepareGenerate(*pending->model, config_, media_budget_,
-                                  std::move(pending->request), pending->heard);
-  if (!prepared.ok()) {
-    pending->queue->Push(StreamEnd{prepared.status()});
-    return;
-  }
-  prepared->request_id = pending->request_id;
-  prepared->submitted = pending->submitted;
-  prepared->audio_ms = pending->audio_ms;
-  auto job = std::make_unique<GenerateJob>(*pending->model, *backend_, *std::move(prepared),
-                                           pending->queue);
-  Submit(std::move(job), std::move(pending->ticket));
+  return intake_->Generate(std::move(request));
 }
 
 std::shared_ptr<TranscribeQueue> EngineImpl::Transcribe(TranscribeRequest request) {
-  auto queue = std::make_shared<TranscribeQueue>(config_.event_queue_limit);
-  const auto model = FindModel(request.model, /*whisper=*/true);
-  if (!model.ok()) {
-    queue->Push(StreamEnd{model.status()});
-    return queue;
-  }
-  auto ticket = Enter();
-  if (!ticket.ok()) {
-    queue->Push(StreamEnd{ticket.status()});
-    return queue;
-  }
-  queue->SetOnRoom([waker = waker_] { waker->Wake(); });
-  auto shared = std::make_shared<TranscribeRequest>(std::move(request));
-  preparation_->Post([this, queue, shared, model = *model, ticket = *std::move(ticket),
-                      submitted = Clock::now()] {
-    const absl::Status status = SubmitTranscribe(*model, std::move(*shared), queue, ticket,
-                                                 NextRequestId("asr"), submitted, nullptr);
-    if (!status.ok()) queue->Push(StreamEnd{status});
-  });
-  return queue;
+  return intake_->Transcribe(std::move(request));
 }
 
-absl::Status EngineImpl::SubmitTranscribe(LoadedModel& model, TranscribeRequest request,
-                                          std::shared_ptr<TranscribeQueue> queue,
-                                          TicketPtr ticket, const std::string& request_id,
-                                          Clock::time_point submitted,
-                                          std::function<bool()> also_cancelled) {
-  ASSIGN_OR_RETURN(PreparedTranscribe prepared,
-                   PrepareTranscribe(model, config_, media_budget_, std::move(request)));
-  prepared.request_id = request_id;
-  prepared.submitted = submitted;
-  Submit(std::make_unique<TranscribeJob>(model, std::move(prepared), std::move(queue),
-                                         std::move(also_cancelled)),
-         std::move(ticket));
-  return absl::OkStatus();
+absl::StatusOr<TokenizeResult> EngineImpl::Tokenize(const TokenizeRequest& request) const {
+  return intake_->Tokenize(request);
 }
 
 void EngineImpl::Submit(std::unique_ptr<Job> job, TicketPtr ticket) {
   if (!scheduler_->Fits(job->spec())) {  // reads constants only
-    job->End(absl::ResourceExhaustedError(absl::StrCat(
+    job->End(NeverFits(absl::StrCat(
         "the request needs ", job->spec().blocks, " KV blocks and ", job->spec().rows,
         " rows at worst; the server has ", blocks_->total(), " and ",
         std::min(config_.max_batch_seqs, config_.max_batch_tokens))));
@@ -665,7 +442,7 @@ void EngineImpl::PublishStats() {
 EngineStats EngineImpl::Stats() const {
   std::lock_guard lock(mu_);
   EngineStats stats = stats_;
-  stats.media_bytes = media_budget_.used();
+  stats.media_bytes = intake_->media_bytes();
   return stats;
 }
 
@@ -675,54 +452,6 @@ std::vector<ModelInfo> EngineImpl::ListModels() const {
   std::vector<ModelInfo> infos;
   for (const auto& model : models_) infos.push_back(model->info);
   return infos;
-}
-
-absl::StatusOr<TokenizeResult> EngineImpl::Tokenize(const TokenizeRequest& request) const {
-  const LoadedModel* model = nullptr;
-  for (const auto& m : models_) {
-    if (m->name == request.model || (request.model.empty() && models_.size() == 1)) model = m.get();
-  }
-  if (!model) {
-    ASSIGN_OR_RETURN(model, FindModel(request.model, /*whisper=*/!request.audio.empty()));
-  }
-  const auto bytes = [](const std::string& s) {
-    return std::span(reinterpret_cast<const uint8_t*>(s.data()), s.size());
-  };
-  TokenizeResult result;
-  std::optional<MolmoImageLayout> layout;
-  if (!request.image.empty()) {
-    if (model->is_whisper()) {
-      return absl::InvalidArgumentError(absl::StrCat("model '", model->name, "' sees no images"));
-    }
-    ASSIGN_OR_RETURN(const ImageInfo info, ProbeImage(bytes(request.image), config_.image_limits));
-    ASSIGN_OR_RETURN(layout,
-                     LayOutMolmoImage(info.width, info.height, model->molmo->config.image));
-    result.image_tokens = static_cast<int32_t>(layout->tokens.size());
-    result.image_crops = layout->crops;
-  }
-  if (!request.audio.empty()) {
-    if (!model->is_whisper()) {
-      return absl::InvalidArgumentError(absl::StrCat("model '", model->name, "' hears no audio"));
-    }
-    ASSIGN_OR_RETURN(const std::vector<float> samples,
-                     DecodeAudio(bytes(request.audio), config_.audio_limits));
-    result.audio_ms = static_cast<int64_t>(samples.size()) * 1000 / kAudioSampleRate;
-    result.audio_windows = static_cast<int32_t>(
-        (result.audio_ms + model->info.window_ms - 1) / model->info.window_ms);
-  }
-  if (request.chat) {
-    if (model->is_whisper()) {
-      return absl::InvalidArgumentError(absl::StrCat("model '", model->name, "' has no chat form"));
-    }
-    const MolmoPrompt::Turn turn{.user = true, .text = request.text};
-    result.token_ids = model->prompt->Build({&turn, 1}, layout ? &*layout : nullptr);
-  } else {
-    result.token_ids = model->tokenizer->Encode(request.text);
-  }
-  for (const int32_t& id : result.token_ids) {
-    result.tokens.push_back(model->tokenizer->Decode({&id, 1}));
-  }
-  return result;
 }
 
 }  // namespace

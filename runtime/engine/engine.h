@@ -24,6 +24,12 @@ struct ModelConfig {
   std::string path;  // checkpoint directory
 };
 
+struct TenantConfig {
+  std::string name;  // what the metadata `x-tenant` says
+  double weight = 1;  // of the share of device time
+  int32_t max_waiting = 0, max_running = 0, max_blocks = 0;  // 0: no limit of its own
+};
+
 struct EngineConfig {
   std::vector<ModelConfig> models;
   std::string speech_model;  // transcribes audio parts of Generate; "": the only whisper there is
@@ -33,16 +39,21 @@ struct EngineConfig {
   int32_t max_batch_tokens = 512;    // tokens of one forward pass: prefill is cut into such chunks
   int32_t max_batch_seqs = 64;       // rows that decode in one forward pass
   int32_t max_encode_units = 4;      // image crops encoded in one step; an audio window counts as 4
+  std::vector<TenantConfig> tenants;
+  int32_t max_tenants = 64;          // told apart at once; the tenants above are among them
   int32_t max_waiting = 256;         // requests accepted beyond those that run
   int32_t default_max_tokens = 256;
   int32_t max_tokens_limit = 4096;
   int32_t preparation_threads = 2;
   size_t event_queue_limit = 64;     // events a slow reader may lag before its sequence parks
-  size_t max_media_bytes = size_t{1} << 30;  // decoded media of all requests together
+  size_t max_media_bytes = size_t{1} << 30;  // media of all requests together, files and decoded
+  double decode_seconds = 60;  // of CPU time to decode one picture or recording
   ImageLimits image_limits;
   AudioLimits audio_limits;
   // Tests only: cuts each prefill chunk at a random length and shuffles the order within a step.
   uint64_t chaos_seed = 0;  // 0: off
+  // Tests only: called on the preparation thread before a request's decoding; may wait or throw.
+  std::function<void()> before_preparation;
 };
 
 using GenerateQueue = EventQueue<GenerateEvent>;
@@ -71,7 +82,7 @@ class Engine {
   virtual std::shared_ptr<GenerateQueue> Generate(GenerateRequest request) = 0;
   virtual std::shared_ptr<TranscribeQueue> Transcribe(TranscribeRequest request) = 0;
 
-  // Decodes media on the calling thread: may take a while.
+  // Decodes media on the calling thread: may take a while. Counts as a request while it does.
   virtual absl::StatusOr<TokenizeResult> Tokenize(const TokenizeRequest& request) const = 0;
   virtual std::vector<ModelInfo> ListModels() const = 0;
   virtual EngineStats Stats() const = 0;

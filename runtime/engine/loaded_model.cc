@@ -7,17 +7,64 @@
 #include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/media/audio.h"
+#include "runtime/weights/bounded_json.h"
 #include "runtime/weights/json_fields.h"
 
 namespace sensorium {
 
 namespace {
 
-absl::Status LoadMolmo(LoadedModel& m, WeightLoader& loader, const std::string& origin) {
-  std::string preprocessor;
-  if (auto text = m.checkpoint->ReadFile("preprocessor_config.json"); text.ok()) {
-    preprocessor = *std::move(text);
+constexpr char kPreprocessorFile[] = "preprocessor_config.json";
+
+// The file's text, checked to be a JSON object within bounds; "" when there is none.
+absl::StatusOr<std::string> ReadPreprocessor(const Checkpoint& checkpoint) {
+  auto text = checkpoint.ReadFile(kPreprocessorFile);
+  if (absl::IsNotFound(text.status())) return std::string();
+  if (!text.ok()) return text.status();
+  RETURN_IF_ERROR(
+      ParseJsonObject(*text, absl::StrCat(checkpoint.dir(), "/", kPreprocessorFile)).status());
+  return text;
+}
+
+// How Whisper's samples become frames. Source: WhisperFeatureExtractor, whose field names these
+// are.
+struct FrontEnd {
+  int64_t n_fft = 400, hop = 160;  // samples
+};
+
+absl::StatusOr<FrontEnd> ReadFrontEnd(const Checkpoint& checkpoint, const WhisperConfig& config) {
+  FrontEnd front;
+  ASSIGN_OR_RETURN(const std::string text, ReadPreprocessor(checkpoint));
+  if (text.empty()) return front;
+  const std::string file = absl::StrCat(checkpoint.dir(), "/", kPreprocessorFile);
+  ASSIGN_OR_RETURN(const nlohmann::json json, ParseJsonObject(text, file));
+  ASSIGN_OR_RETURN(const int64_t mels,
+                   OptionalInt(json, "feature_size", file, config.mels, 1, 1024));
+  ASSIGN_OR_RETURN(const int64_t rate,
+                   OptionalInt(json, "sampling_rate", file, kAudioSampleRate, 1, 1 << 20));
+  ASSIGN_OR_RETURN(front.n_fft, OptionalInt(json, "n_fft", file, front.n_fft, 2, 1 << 16));
+  ASSIGN_OR_RETURN(front.hop, OptionalInt(json, "hop_length", file, front.hop, 1, front.n_fft));
+  ASSIGN_OR_RETURN(const int64_t seconds, OptionalInt(json, "chunk_length", file, 0, 1, 1 << 16));
+  if (mels != config.mels || rate != kAudioSampleRate) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(file, " has ", mels, " mels at ", rate, " Hz, config.json has ", config.mels,
+                     " and this server's audio is ", kAudioSampleRate, " Hz"));
   }
+  if (front.n_fft % 2 != 0) {
+    return absl::UnimplementedError(
+        absl::StrCat(file, ": n_fft is ", front.n_fft, "; this build knows even ones"));
+  }
+  const int64_t frames = seconds * kAudioSampleRate / front.hop;
+  if (seconds > 0 && frames != config.window_frames()) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        file, ": chunk_length ", seconds, " with hop_length ", front.hop, " makes ", frames,
+        " frames a window; the encoder of config.json takes ", config.window_frames()));
+  }
+  return front;
+}
+
+absl::Status LoadMolmo(LoadedModel& m, WeightLoader& loader, const std::string& origin) {
+  ASSIGN_OR_RETURN(const std::string preprocessor, ReadPreprocessor(*m.checkpoint));
   ASSIGN_OR_RETURN(const MolmoConfig config,
                    MolmoConfig::FromJson(m.checkpoint->config(), preprocessor, origin));
   ASSIGN_OR_RETURN(m.prompt, MolmoPrompt::Create(*m.tokenizer, config, m.checkpoint->config(),
@@ -38,30 +85,20 @@ absl::Status LoadWhisper(LoadedModel& m, WeightLoader& loader, const std::string
   ASSIGN_OR_RETURN(m.vocabulary,
                    WhisperVocabulary::From(m.checkpoint->config(),
                                            m.checkpoint->generation_config(), *m.tokenizer));
-  int64_t n_fft = 400, hop = 160;
-  if (auto text = m.checkpoint->ReadFile("preprocessor_config.json"); text.ok()) {
-    const auto json = nlohmann::json::parse(*text, nullptr, /*allow_exceptions=*/false);
-    const std::string file = "preprocessor_config.json";
-    ASSIGN_OR_RETURN(const int64_t mels,
-                     OptionalInt(json, "feature_size", file, config.mels, 1, 1024));
-    ASSIGN_OR_RETURN(const int64_t rate,
-                     OptionalInt(json, "sampling_rate", file, kAudioSampleRate, 1, 1 << 20));
-    ASSIGN_OR_RETURN(n_fft, OptionalInt(json, "n_fft", file, 400, 2, 1 << 16));
-    ASSIGN_OR_RETURN(hop, OptionalInt(json, "hop_length", file, 160, 1, n_fft));
-    if (mels != config.mels || rate != kAudioSampleRate) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(origin, ": ", file, " has ", mels, " mels at ", rate, " Hz, config.json has ",
-                       config.mels, " and this server's audio is ", kAudioSampleRate, " Hz"));
-    }
+  if (m.tokenizer->vocab_size() > config.vocab) {
+    return absl::InvalidArgumentError(absl::StrCat(origin, ": the tokenizer's largest id is ",
+                                                   m.tokenizer->vocab_size() - 1,
+                                                   " but vocab_size is ", config.vocab));
   }
-  m.log_mel = std::make_unique<LogMelExtractor>(config.mels, static_cast<int32_t>(n_fft),
-                                                static_cast<int32_t>(hop));
+  ASSIGN_OR_RETURN(const FrontEnd front, ReadFrontEnd(*m.checkpoint, config));
+  m.log_mel = std::make_unique<LogMelExtractor>(config.mels, static_cast<int32_t>(front.n_fft),
+                                                static_cast<int32_t>(front.hop));
   ASSIGN_OR_RETURN(m.whisper, Whisper::Load(config, loader));
   constexpr std::array<std::string_view, 1> kTied = {"proj_out.weight"};
   RETURN_IF_ERROR(m.checkpoint->CheckAllUsed(kTied));
   m.info.kind = "whisper";
   m.info.audio_in = true;
-  m.info.window_ms = config.window_frames() * hop * 1000 / kAudioSampleRate;
+  m.info.window_ms = config.window_frames() * front.hop * 1000 / kAudioSampleRate;
   for (const auto& [code, id] : m.vocabulary->languages) m.info.languages.push_back(code);
   if (!m.vocabulary->multilingual) m.info.languages = {"en"};
   return absl::OkStatus();

@@ -1,9 +1,13 @@
 #include "runtime/engine/preparation.h"
 
+#include <time.h>
+
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/base/status_payload.h"
 #include "runtime/media/audio.h"
 #include "runtime/media/image.h"
 
@@ -13,39 +17,125 @@ namespace {
 std::span<const uint8_t> Bytes(const std::string& s) {
   return {reinterpret_cast<const uint8_t*>(s.data()), s.size()};
 }
+
+double ThreadCpuSeconds() {
+  timespec now = {};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// A decoder that was stopped does not know why.
+absl::Status Explain(absl::Status status, const StopReason& stop, std::string_view field) {
+  if (absl::IsCancelled(status)) {
+    if (absl::Status why = stop.Check(); !why.ok()) return AboutField(why, field);
+  }
+  return AboutField(std::move(status), field);
+}
 }  // namespace
 
-absl::StatusOr<MediaReservation> MediaBudget::Take(size_t bytes) {
+absl::Status AboutField(absl::Status status, std::string_view field) {
+  if (absl::IsInvalidArgument(status) && !status.GetPayload("sensorium/field")) {
+    status.SetPayload("sensorium/field", absl::Cord(std::string(field)));
+  }
+  return status;
+}
+
+StopReason::StopReason(std::function<bool()> cancelled, std::optional<Deadline> deadline,
+                       const std::atomic<bool>& ending, double decode_seconds)
+    : cancelled_(std::move(cancelled)),
+      deadline_(deadline),
+      ending_(ending),
+      decode_seconds_(decode_seconds),
+      began_(ThreadCpuSeconds()) {}
+
+StopReason::Reason StopReason::Why() const {
+  if (ending_.load(std::memory_order_relaxed)) return Reason::kEnding;
+  if (cancelled_ && cancelled_()) return Reason::kCancelled;
+  if (deadline_ && *deadline_ <= std::chrono::steady_clock::now()) return Reason::kDeadline;
+  if (ThreadCpuSeconds() - began_ > decode_seconds_) return Reason::kDecodeTime;
+  return Reason::kNone;
+}
+
+absl::Status StopReason::Check() const {
+  switch (Why()) {
+    case Reason::kNone: return absl::OkStatus();
+    case Reason::kEnding: return absl::UnavailableError("the server is shutting down");
+    case Reason::kCancelled: return absl::CancelledError("cancelled by the client");
+    case Reason::kDeadline: return absl::DeadlineExceededError("the deadline passed");
+    case Reason::kDecodeTime: break;
+  }
+  return absl::InvalidArgumentError(absl::StrCat("decoding took ", ThreadCpuSeconds() - began_,
+                                                 " seconds of CPU time and was not done; the limit is ",
+                                                 decode_seconds_));
+}
+
+absl::Status MediaBudget::Add(size_t more, size_t held) {
+  if (more > limit_ || held > limit_ - more) {
+    return NeverFits(absl::StrCat("the request's media would take ", held + more,
+                                  " bytes; all requests together may have ", limit_));
+  }
   size_t used = used_.load();
   do {
-    if (bytes > limit_ || used > limit_ - bytes) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat("decoded media would take ", bytes, " bytes; ", limit_ - std::min(used, limit_),
-                       " of ", limit_, " are free"));
+    if (used > limit_ - more) {
+      return absl::ResourceExhaustedError(absl::StrCat("the request's media would take ", more,
+                                                       " bytes more; ", limit_ - used, " of ",
+                                                       limit_, " are free"));
     }
-  } while (!used_.compare_exchange_weak(used, used + bytes));
+  } while (!used_.compare_exchange_weak(used, used + more));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<MediaReservation> MediaBudget::Take(size_t bytes) {
+  RETURN_IF_ERROR(Add(bytes, 0));
   return MediaReservation([this, bytes] { used_.fetch_sub(bytes); });
 }
 
+absl::Status MediaHold::Resize(size_t bytes) {
+  if (bytes > bytes_) {
+    RETURN_IF_ERROR(budget_->Add(bytes - bytes_, bytes_));
+  } else {
+    budget_->used_.fetch_sub(bytes_ - bytes);
+  }
+  bytes_ = bytes;
+  return absl::OkStatus();
+}
+
+MediaReservation MediaHold::Split(size_t bytes) {
+  CHECK_LE(bytes, bytes_);
+  MediaReservation part([budget = budget_, bytes] { budget->used_.fetch_sub(bytes); });
+  bytes_ -= bytes;
+  return part;
+}
+
+absl::StatusOr<std::vector<float>> DecodeWithin(const Preparation& preparation,
+                                                const std::string& audio, MediaHold& hold) {
+  auto samples = DecodeAudio(Bytes(audio), preparation.config.audio_limits,
+                             preparation.stop.stop(), [&](size_t b) { return hold.Resize(b); });
+  if (!samples.ok()) return Explain(samples.status(), preparation.stop, "audio");
+  return samples;
+}
+
 absl::StatusOr<PreparedGenerate> PrepareGenerate(const LoadedModel& model,
-                                                 const EngineConfig& config, MediaBudget& budget,
+                                                 const Preparation& preparation,
                                                  GenerateRequest request,
                                                  const std::vector<std::string>& heard) {
   PreparedGenerate p;
+  const EngineConfig& config = preparation.config;
   const MolmoConfig& molmo = model.molmo->config;
   const std::string* image_bytes = nullptr;
+  std::string image_field;
   std::vector<MolmoPrompt::Turn> turns;
   size_t next_heard = 0;
   for (const Message& message : request.messages) {
+    const std::string field = absl::StrCat("messages[", turns.size(), "]");
     if (message.role == Role::kSystem) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("model '", model.name, "' takes no system message"));
+      return FieldError(field, absl::StrCat("is the system's, and model '", model.name,
+                                            "' takes no system message"));
     }
     const bool user = message.role == Role::kUser;
     if (turns.empty() ? !user : turns.back().user == user) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("message ", turns.size() + 1, " is the ", user ? "user" : "assistant",
-                       "'s; turns must alternate, the user first"));
+      return FieldError(field, absl::StrCat("is the ", user ? "user" : "assistant",
+                                            "'s; turns must alternate, the user first"));
     }
     MolmoPrompt::Turn turn{.user = user, .text = ""};
     const auto say = [&](const std::string& text) {
@@ -54,56 +144,67 @@ absl::StatusOr<PreparedGenerate> PrepareGenerate(const LoadedModel& model,
       turn.text += text;
     };
     for (const Part& part : message.parts) {
+      const std::string image_path =
+          absl::StrCat(field, ".parts[", &part - message.parts.data(), "].image");
       switch (part.kind) {
         case Part::Kind::kText: say(part.text); break;
         case Part::Kind::kAudio: say(heard.at(next_heard++)); break;
         case Part::Kind::kImage:
           if (image_bytes || !turns.empty()) {
-            return absl::InvalidArgumentError(
-                "a request has one image at most, in its first message");
+            return FieldError(image_path, "is not the only image of the first message; no other "
+                                          "is looked at");
           }
           image_bytes = &part.data;
+          image_field = image_path;
           break;
       }
     }
     turns.push_back(std::move(turn));
   }
   if (turns.empty() || !turns.back().user) {
-    return absl::InvalidArgumentError("the last message must be the user's");
+    return FieldError(absl::StrCat("messages[", turns.empty() ? 0 : turns.size() - 1, "]"),
+                      "must be the user's, being the last");
   }
 
   if (image_bytes) {
-    ASSIGN_OR_RETURN(const ImageInfo info, ProbeImage(Bytes(*image_bytes), config.image_limits));
-    ASSIGN_OR_RETURN(const MolmoImageLayout layout,
-                     LayOutMolmoImage(info.width, info.height, molmo.image));
+    const auto info = ProbeImage(Bytes(*image_bytes), config.image_limits);
+    if (!info.ok()) return AboutField(info.status(), image_field);
+    const auto layout = LayOutMolmoImage(info->width, info->height, molmo.image);
+    if (!layout.ok()) return AboutField(layout.status(), image_field);
     const size_t decoded =
-        size_t{3} * info.width * info.height +
-        sizeof(float) * layout.crops * model.molmo->vision->config().patches() *
+        size_t{3} * info->width * info->height +
+        sizeof(float) * layout->crops * model.molmo->vision->config().patches() *
             (size_t(model.molmo->vision->config().patch_dim) + 1);
-    ASSIGN_OR_RETURN(p.media, budget.Take(decoded));
-    ASSIGN_OR_RETURN(const RgbImage image, DecodeImage(Bytes(*image_bytes), config.image_limits));
-    p.image_width = image.width;
-    p.image_height = image.height;
-    ASSIGN_OR_RETURN(p.image, PreprocessMolmoImage(image, molmo.image));
+    ASSIGN_OR_RETURN(p.media, preparation.budget.Take(decoded));
+    const Stop stop = preparation.stop.stop();
+    const auto image = DecodeImage(Bytes(*image_bytes), config.image_limits, stop);
+    if (!image.ok()) return Explain(image.status(), preparation.stop, image_field);
+    p.image_width = image->width;
+    p.image_height = image->height;
+    auto inputs = PreprocessMolmoImage(*image, molmo.image, stop);
+    if (!inputs.ok()) return Explain(inputs.status(), preparation.stop, image_field);
+    p.image = *std::move(inputs);
   }
   p.prompt = model.prompt->Build(turns, p.image ? &p.image->layout : nullptr);
   const int32_t context = model.max_positions();
   const int32_t room = context - static_cast<int32_t>(p.prompt.size());
   if (room < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("the prompt has ", p.prompt.size(),
-                                                   " tokens; the model's context is ", context));
+    return FieldError("messages", absl::StrCat("make a prompt of ", p.prompt.size(),
+                                               " tokens; the model's context is ", context));
   }
   if (request.max_tokens > room) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("max_tokens is ", request.max_tokens, " behind a prompt of ", p.prompt.size(),
+    return FieldError(
+        "max_tokens",
+        absl::StrCat("is ", request.max_tokens, " behind a prompt of ", p.prompt.size(),
                      " tokens; the model's context is ", context));
   }
   p.max_tokens = request.max_tokens ? request.max_tokens
                                     : std::min(config.default_max_tokens, room);
   for (const auto& [id, bias] : request.sampling.logit_bias) {
     if (id < 0 || id >= model.vocab_size()) {
-      return absl::InvalidArgumentError(absl::StrCat("logit_bias names token ", id,
-                                                     "; the vocabulary has ", model.vocab_size()));
+      return FieldError("sampling.logit_bias",
+                        absl::StrCat("names token ", id, "; the vocabulary has ",
+                                     model.vocab_size()));
     }
   }
   for (size_t i = 0; i < heard.size(); ++i) absl::StrAppend(&p.heard, i ? " " : "", heard[i]);
@@ -114,17 +215,19 @@ absl::StatusOr<PreparedGenerate> PrepareGenerate(const LoadedModel& model,
 }
 
 absl::StatusOr<PreparedTranscribe> PrepareTranscribe(const LoadedModel& model,
-                                                     const EngineConfig& config,
-                                                     MediaBudget& budget,
-                                                     TranscribeRequest request) {
+                                                     const Preparation& preparation,
+                                                     TranscribeRequest request,
+                                                     MediaReservation undecoded) {
   PreparedTranscribe p;
   const TranscribeOptions& o = request.options;
   const WhisperVocabulary& vocabulary = *model.vocabulary;
   if (!vocabulary.multilingual) {
     if ((!o.language.empty() && o.language != "en" && o.language != "english") ||
         o.task == Task::kTranslate) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("model '", model.name, "' transcribes English only"));
+      return FieldError(
+          o.task == Task::kTranslate ? "options.task" : "options.language",
+          absl::StrCat("asks for another language, and model '", model.name,
+                       "' transcribes English only"));
     }
   } else if (!o.language.empty()) {
     p.language_id = vocabulary.LanguageId(o.language);
@@ -133,33 +236,36 @@ absl::StatusOr<PreparedTranscribe> PrepareTranscribe(const LoadedModel& model,
       for (const auto& [code, id] : vocabulary.languages) {
         absl::StrAppend(&known, known.empty() ? "" : " ", code);
       }
-      return absl::InvalidArgumentError(absl::StrCat("language '", o.language, "' is unknown to '",
-                                                     model.name, "'; it has: ", known));
+      return FieldError("options.language", absl::StrCat("'", o.language, "' is unknown to '",
+                                                         model.name, "'; it has: ", known));
     }
   }
   for (const int32_t id : o.suppress_tokens) {
     if (id < 0 || id >= model.vocab_size()) {
-      return absl::InvalidArgumentError(absl::StrCat("suppress_tokens names token ", id,
-                                                     "; the vocabulary has ", model.vocab_size()));
+      return FieldError("options.suppress_tokens",
+                        absl::StrCat("names token ", id, "; the vocabulary has ",
+                                     model.vocab_size()));
     }
   }
   const int32_t text = model.whisper->config().text_positions;
   if (o.max_tokens_per_window > text / 2) {
-    return absl::InvalidArgumentError(absl::StrCat("max_tokens_per_window is ",
-                                                   o.max_tokens_per_window, "; the limit is ",
-                                                   text / 2));
+    return FieldError("options.max_tokens_per_window",
+                      absl::StrCat("is ", o.max_tokens_per_window, "; the limit is ", text / 2));
   }
-  // What a recording of the longest allowed duration would need is only known once it is decoded;
-  // the decoder itself stops at the limits.
+  MediaHold hold(preparation.budget);
   ASSIGN_OR_RETURN(const std::vector<float> samples,
-                   DecodeAudio(Bytes(request.audio), config.audio_limits));
-  request.audio = {};
+                   DecodeWithin(preparation, request.audio, hold));
+  std::string().swap(request.audio);  // assigning "" would keep the memory
+  undecoded.Reset();
   const WhisperConfig& c = model.whisper->config();
   const int64_t window_samples = model.info.window_ms * kAudioSampleRate / 1000;
   const int64_t hop = window_samples / c.window_frames();
   const int64_t frames = (static_cast<int64_t>(samples.size()) + window_samples) / hop;
-  ASSIGN_OR_RETURN(p.media, budget.Take(sizeof(float) * frames * c.mels));
-  p.mel = model.log_mel->Compute(samples, window_samples);
+  ASSIGN_OR_RETURN(p.media, preparation.budget.Take(sizeof(float) * frames * c.mels));
+  p.mel = model.log_mel->Compute(samples, window_samples, preparation.stop.stop());
+  if (p.mel.frames == 0) {
+    return Explain(StoppedError(), preparation.stop, "audio");
+  }
   p.content_frames = p.mel.frames - c.window_frames();
   p.audio_ms = static_cast<int64_t>(samples.size()) * 1000 / kAudioSampleRate;
   p.request = std::move(request);

@@ -179,6 +179,8 @@ struct TokenizeRequest {
   std::string image;  // file bytes: what it costs in tokens
   std::string audio;  // file bytes: how long it is, how many windows
   bool chat = false;  // wrap `text` (and image) as one user turn
+  std::string tenant;
+  std::optional<Deadline> deadline;
 };
 struct TokenizeResult {
   std::vector<int32_t> token_ids;

@@ -57,6 +57,35 @@ struct DeleteResampler {
   void operator()(soxr* resampler) const { soxr_delete(resampler); }
 };
 
+// The samples so far. A vector left to itself would double unseen; here each growth is asked for
+// first. A header's frame count is a hint for the first size, so that an honest file is never moved.
+class Samples {
+ public:
+  explicit Samples(const TakeMemory& take) : take_(take) {}
+
+  absl::Status Reserve(size_t samples) {
+    if (samples <= out_.capacity()) return absl::OkStatus();
+    if (take_) RETURN_IF_ERROR(take_(sizeof(float) * (out_.capacity() + samples)));
+    out_.reserve(samples);
+    return take_ ? take_(sizeof(float) * out_.capacity()) : absl::OkStatus();
+  }
+  absl::Status Append(std::span<const float> block) {
+    const size_t size = out_.size() + block.size();
+    if (size > out_.capacity()) RETURN_IF_ERROR(Reserve(std::max(size, 2 * out_.capacity())));
+    out_.insert(out_.end(), block.begin(), block.end());
+    return absl::OkStatus();
+  }
+  std::vector<float>& values() { return out_; }
+
+ private:
+  const TakeMemory& take_;
+  std::vector<float> out_;
+};
+
+// More samples at 16 kHz for each byte of a file than even Opus at 6 kbit/s has: beyond that, a
+// frame count is not believed before the frames are there.
+constexpr double kMaxSamplesPerByte = 64;
+
 // Appends mono blocks of one rate to `out` at kAudioSampleRate.
 class Resampler {
  public:
@@ -77,11 +106,8 @@ class Resampler {
     return r;
   }
 
-  absl::Status Push(std::span<const float> block, std::vector<float>& out) {
-    if (soxr_ == nullptr) {
-      out.insert(out.end(), block.begin(), block.end());
-      return absl::OkStatus();
-    }
+  absl::Status Push(std::span<const float> block, Samples& out) {
+    if (soxr_ == nullptr) return out.Append(block);
     while (!block.empty()) {
       size_t used = 0;
       RETURN_IF_ERROR(Process(block.data(), block.size(), &used, out));
@@ -91,10 +117,10 @@ class Resampler {
   }
 
   // What the filter still holds: without it the end of the recording would be missing.
-  absl::Status Flush(std::vector<float>& out) {
+  absl::Status Flush(Samples& out) {
     if (soxr_ == nullptr) return absl::OkStatus();
-    for (size_t before = out.size() + 1; before != out.size();) {
-      before = out.size();
+    for (size_t before = out.values().size() + 1; before != out.values().size();) {
+      before = out.values().size();
       size_t used = 0;
       RETURN_IF_ERROR(Process(nullptr, 0, &used, out));
     }
@@ -102,15 +128,14 @@ class Resampler {
   }
 
  private:
-  absl::Status Process(const float* in, size_t size, size_t* used, std::vector<float>& out) {
+  absl::Status Process(const float* in, size_t size, size_t* used, Samples& out) {
     std::array<float, kBlockFrames> buffer;
     size_t made = 0;
     const soxr_error_t error =
         soxr_process(soxr_.get(), in, size, used, buffer.data(), buffer.size(), &made);
     if (error != nullptr) return absl::InternalError(absl::StrCat("resampling failed: ", error));
     if (size > 0 && *used == 0 && made == 0) return absl::InternalError("resampling stands still");
-    out.insert(out.end(), buffer.begin(), buffer.begin() + made);
-    return absl::OkStatus();
+    return out.Append(std::span(buffer).first(made));
   }
 
   std::unique_ptr<soxr, DeleteResampler> soxr_;
@@ -152,7 +177,8 @@ int64_t DownMix(std::span<float> block, int64_t frames, int32_t channels) {
 }  // namespace
 
 absl::StatusOr<std::vector<float>> DecodeAudio(std::span<const uint8_t> bytes,
-                                               const AudioLimits& limits) {
+                                               const AudioLimits& limits, const Stop& stop,
+                                               const TakeMemory& take_memory) {
   if (bytes.empty()) return absl::InvalidArgumentError("the recording is empty: 0 bytes");
   if (bytes.size() > limits.max_bytes) {
     return absl::InvalidArgumentError(absl::StrCat("the recording's file has ", bytes.size(),
@@ -171,10 +197,17 @@ absl::StatusOr<std::vector<float>> DecodeAudio(std::span<const uint8_t> bytes,
   RETURN_IF_ERROR(CheckFormat(info, limits));
   ASSIGN_OR_RETURN(Resampler resampler, Resampler::Create(info.samplerate));
 
-  std::vector<float> out;
+  Samples out(take_memory);
+  const double said = static_cast<double>(std::max<sf_count_t>(info.frames, 0)) *
+                      kAudioSampleRate / info.samplerate;
+  const double believed =
+      std::min({said, limits.max_seconds * kAudioSampleRate,
+                kMaxSamplesPerByte * static_cast<double>(bytes.size())});
+  RETURN_IF_ERROR(out.Reserve(static_cast<size_t>(believed) + kBlockFrames));
   std::vector<float> block(kBlockFrames * info.channels);  // [frames, channels]
   const double max_frames = limits.max_seconds * info.samplerate;
   for (int64_t total = 0;;) {
+    if (Stopped(stop)) return StoppedError();
     const int64_t frames = sf_readf_float(file.get(), block.data(), kBlockFrames);
     if (frames <= 0) break;
     total += frames;
@@ -194,10 +227,11 @@ absl::StatusOr<std::vector<float>> DecodeAudio(std::span<const uint8_t> bytes,
         absl::StrCat("the recording is damaged: ", sf_strerror(file.get())));
   }
   RETURN_IF_ERROR(resampler.Flush(out));
-  if (out.empty()) return absl::InvalidArgumentError("the recording has no samples");
+  std::vector<float>& samples = out.values();
+  if (samples.empty()) return absl::InvalidArgumentError("the recording has no samples");
   // Lossy decoders and the resampler overshoot full scale a little.
-  for (float& v : out) v = std::clamp(v, -1.0f, 1.0f);
-  return out;
+  for (float& v : samples) v = std::clamp(v, -1.0f, 1.0f);
+  return std::move(samples);
 }
 
 }  // namespace sensorium

@@ -5,10 +5,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "runtime/base/stop.h"
 
 namespace sensorium {
 
@@ -27,8 +29,14 @@ struct AudioLimits {
 // it has round(frames * 16000 / rate) samples. The file's own frame count is never trusted: what is
 // there is decoded, and max_seconds is checked block by block, as it comes.
 // INVALID_ARGUMENT: not audio, no samples, samples that are no number, or over a limit (the message
-// has both numbers).
+// has both numbers). CANCELLED: `stop` said so; it is asked before every 4096 frames.
+//
+// `take_memory` is told how many bytes of samples there will be at worst before they are allocated
+// (while a buffer is moved to a larger one, both count) and again what is left after; its error
+// ends the decoding. Empty: take what is needed.
+using TakeMemory = std::function<absl::Status(size_t bytes)>;
 absl::StatusOr<std::vector<float>> DecodeAudio(std::span<const uint8_t> bytes,
-                                               const AudioLimits& limits);
+                                               const AudioLimits& limits, const Stop& stop = {},
+                                               const TakeMemory& take_memory = {});
 
 }  // namespace sensorium

@@ -18,15 +18,17 @@ bool HasAt(std::span<const uint8_t> bytes, size_t at, std::string_view magic) {
 }
 
 absl::StatusOr<ImageInfo> Read(std::span<const uint8_t> bytes, const ImageLimits& limits,
-                               RgbImage* image) {
+                               RgbImage* image, const Stop& stop) {
   if (bytes.empty()) return absl::InvalidArgumentError("the image is empty: 0 bytes");
   if (bytes.size() > limits.max_bytes) {
     return absl::InvalidArgumentError(absl::StrCat("the image file has ", bytes.size(),
                                                    " bytes; the limit is ", limits.max_bytes));
   }
-  if (HasAt(bytes, 0, "\x89PNG\r\n\x1a\n")) return ReadPng(bytes, limits, image);
-  if (HasAt(bytes, 0, "\xff\xd8\xff")) return ReadJpeg(bytes, limits, image);
-  if (HasAt(bytes, 0, "RIFF") && HasAt(bytes, 8, "WEBP")) return ReadWebp(bytes, limits, image);
+  if (HasAt(bytes, 0, "\x89PNG\r\n\x1a\n")) return ReadPng(bytes, limits, image, stop);
+  if (HasAt(bytes, 0, "\xff\xd8\xff")) return ReadJpeg(bytes, limits, image, stop);
+  if (HasAt(bytes, 0, "RIFF") && HasAt(bytes, 8, "WEBP")) {
+    return ReadWebp(bytes, limits, image, stop);
+  }
   return absl::InvalidArgumentError(
       absl::StrCat("the image is neither PNG, JPEG nor WebP (", bytes.size(), " bytes)"));
 }
@@ -54,12 +56,13 @@ absl::Status CheckImageSize(int64_t width, int64_t height, bool whole_in_memory,
 }
 
 absl::StatusOr<ImageInfo> ProbeImage(std::span<const uint8_t> bytes, const ImageLimits& limits) {
-  return Read(bytes, limits, nullptr);
+  return Read(bytes, limits, nullptr, {});
 }
 
-absl::StatusOr<RgbImage> DecodeImage(std::span<const uint8_t> bytes, const ImageLimits& limits) {
+absl::StatusOr<RgbImage> DecodeImage(std::span<const uint8_t> bytes, const ImageLimits& limits,
+                                     const Stop& stop) {
   RgbImage image;
-  RETURN_IF_ERROR(Read(bytes, limits, &image).status());
+  RETURN_IF_ERROR(Read(bytes, limits, &image, stop).status());
   return image;
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "runtime/base/stop.h"
 
 namespace sensorium {
 
@@ -45,6 +46,9 @@ absl::StatusOr<ImageInfo> ProbeImage(std::span<const uint8_t> bytes, const Image
 // palette is expanded, grey is replicated, EXIF orientation is ignored (Molmo's reference does so:
 // its transpose drops the result). Of 16 bits the high byte counts. Colour profiles and gamma are
 // ignored. CMYK JPEGs are refused. INVALID_ARGUMENT also for a file that is damaged or ends early.
-absl::StatusOr<RgbImage> DecodeImage(std::span<const uint8_t> bytes, const ImageLimits& limits);
+// CANCELLED: `stop` said so; it is asked before every row, of a WebP (16 million pixels at most)
+// before all of them.
+absl::StatusOr<RgbImage> DecodeImage(std::span<const uint8_t> bytes, const ImageLimits& limits,
+                                     const Stop& stop = {});
 
 }  // namespace sensorium

@@ -16,12 +16,12 @@ absl::Status CheckImageSize(int64_t width, int64_t height, bool whole_in_memory,
                             std::string_view format, const ImageLimits& limits);
 
 // Each reads its format's header, checks the size and, when `image` is given, decodes into it.
-// On an error `image` holds nothing of meaning.
+// CANCELLED when `stop` said so. On an error `image` holds nothing of meaning.
 absl::StatusOr<ImageInfo> ReadPng(std::span<const uint8_t> bytes, const ImageLimits& limits,
-                                  RgbImage* image);
+                                  RgbImage* image, const Stop& stop);
 absl::StatusOr<ImageInfo> ReadJpeg(std::span<const uint8_t> bytes, const ImageLimits& limits,
-                                   RgbImage* image);
+                                   RgbImage* image, const Stop& stop);
 absl::StatusOr<ImageInfo> ReadWebp(std::span<const uint8_t> bytes, const ImageLimits& limits,
-                                   RgbImage* image);
+                                   RgbImage* image, const Stop& stop);
 
 }  // namespace sensorium

@@ -25,6 +25,8 @@ struct JpegReader {
   char message[JMSG_LENGTH_MAX] = {};
   int max_scans = 0;
   bool too_many_scans = false;
+  const Stop* stop = nullptr;
+  bool stopped = false;
 
   JpegReader() = default;
   JpegReader(const JpegReader&) = delete;
@@ -47,8 +49,13 @@ void OnMessage(j_common_ptr cinfo, int level) {
   if (level < 0 && code != JWRN_EXTRANEOUS_DATA && code != JWRN_ADOBE_XFORM) OnError(cinfo);
 }
 
+// Called for every row of blocks that is read and every row of pixels that is written.
 void OnProgress(j_common_ptr cinfo) {
   JpegReader& reader = ReaderOf(cinfo);
+  if (Stopped(*reader.stop)) {
+    reader.stopped = true;
+    std::longjmp(reader.jump, 1);
+  }
   if (reader.cinfo.input_scan_number > reader.max_scans) {
     reader.too_many_scans = true;
     std::longjmp(reader.jump, 1);
@@ -57,7 +64,8 @@ void OnProgress(j_common_ptr cinfo) {
 
 void PrintNothing(j_common_ptr) {}
 
-void Install(JpegReader& reader, const ImageLimits& limits) {
+void Install(JpegReader& reader, const ImageLimits& limits, const Stop& stop) {
+  reader.stop = &stop;
   reader.cinfo.err = jpeg_std_error(&reader.errors);
   reader.errors.error_exit = OnError;
   reader.errors.emit_message = OnMessage;
@@ -95,6 +103,7 @@ bool ReadRows(JpegReader& reader, std::vector<uint8_t>& pixels) {
 }
 
 absl::Status Damaged(const JpegReader& reader) {
+  if (reader.stopped) return StoppedError();
   if (reader.too_many_scans) {
     return absl::InvalidArgumentError(absl::StrCat("the JPEG image has at least ",
                                                    reader.cinfo.input_scan_number,
@@ -106,9 +115,9 @@ absl::Status Damaged(const JpegReader& reader) {
 }  // namespace
 
 absl::StatusOr<ImageInfo> ReadJpeg(std::span<const uint8_t> bytes, const ImageLimits& limits,
-                                   RgbImage* image) {
+                                   RgbImage* image, const Stop& stop) {
   JpegReader reader;
-  Install(reader, limits);
+  Install(reader, limits, stop);
   if (!ReadHeader(reader, bytes)) return Damaged(reader);
   const jpeg_decompress_struct& cinfo = reader.cinfo;
   // Several scans (progressive, or a baseline file with its components apart) need all coefficients

@@ -72,7 +72,8 @@ LogMelExtractor::LogMelExtractor(int32_t num_mels, int32_t n_fft, int32_t hop)
   }
 }
 
-MelSpectrogram LogMelExtractor::Compute(std::span<const float> samples, int64_t zeros_after) const {
+MelSpectrogram LogMelExtractor::Compute(std::span<const float> samples, int64_t zeros_after,
+                                        const Stop& stop) const {
   CHECK_GE(zeros_after, 0);
   const int64_t given = static_cast<int64_t>(samples.size());
   const int64_t total = given + zeros_after;
@@ -85,6 +86,7 @@ MelSpectrogram LogMelExtractor::Compute(std::span<const float> samples, int64_t 
   std::vector<RealFft::Complex> scratch(fft_.scratch_size());
   float loudest = -std::numeric_limits<float>::infinity();
   for (int64_t t = 0; t < out.frames; ++t) {
+    if (t % 64 == 0 && Stopped(stop)) return {.mels = num_mels_};
     const int64_t begin = t * hop_ - pad;  // centred on sample t * hop
     bool silent = true;
     if (begin < given || begin + n_fft_ > mirrored) {  // else zeros alone

@@ -6,6 +6,7 @@
 #include <span>
 #include <vector>
 
+#include "runtime/base/stop.h"
 #include "runtime/media/real_fft.h"
 
 namespace sensorium {
@@ -33,7 +34,9 @@ class LogMelExtractor {
   //   out    = (max(log10(max(mel, 1e-10)), loudest - 8) + 4) / 4
   // `loudest` being the greatest log10 of the whole spectrogram, so one loud burst lifts the floor
   // under all of it. Any length will do: input too short to reflect is padded with zeros first.
-  MelSpectrogram Compute(std::span<const float> samples, int64_t zeros_after = 0) const;
+  // No frames when `stop`, asked every 64 of them, said so.
+  MelSpectrogram Compute(std::span<const float> samples, int64_t zeros_after = 0,
+                         const Stop& stop = {}) const;
 
   int32_t num_mels() const { return num_mels_; }
 

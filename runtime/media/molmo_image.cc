@@ -22,8 +22,8 @@ struct Canvas {
   std::vector<float> picture;  // [size.height, size.width, 3], normalised
 };
 
-Canvas ResizeAndPad(const RgbImage& image, int32_t width, int32_t height,
-                    const MolmoImageConfig& config) {
+absl::StatusOr<Canvas> ResizeAndPad(const RgbImage& image, int32_t width, int32_t height,
+                                    const MolmoImageConfig& config, const Stop& stop) {
   Canvas canvas{.width = width,
                 .height = height,
                 .size = FitInside(image.width, image.height, width, height),
@@ -32,7 +32,8 @@ Canvas ResizeAndPad(const RgbImage& image, int32_t width, int32_t height,
                 .picture = {}};
   canvas.left = (width - canvas.size.width) / 2;
   canvas.top = (height - canvas.size.height) / 2;
-  canvas.picture = ResizeAntialias(image, canvas.size);
+  canvas.picture = ResizeAntialias(image, canvas.size, stop);
+  if (canvas.picture.empty()) return StoppedError();
   for (size_t i = 0; i < canvas.picture.size(); i += kChannels) {
     for (int32_t c = 0; c < kChannels; ++c) {
       canvas.picture[i + c] = (canvas.picture[i + c] - config.mean[c]) / config.std[c];
@@ -73,7 +74,8 @@ void CutCrop(const Canvas& canvas, int32_t x0, int32_t y0, const MolmoImageConfi
 }  // namespace
 
 absl::StatusOr<MolmoImageInputs> PreprocessMolmoImage(const RgbImage& image,
-                                                      const MolmoImageConfig& config) {
+                                                      const MolmoImageConfig& config,
+                                                      const Stop& stop) {
   CHECK_EQ(image.pixels.size(), static_cast<size_t>(image.width) * image.height * kChannels);
   MolmoImageInputs inputs;
   ASSIGN_OR_RETURN(inputs.layout, LayOutMolmoImage(image.width, image.height, config));
@@ -86,17 +88,20 @@ absl::StatusOr<MolmoImageInputs> PreprocessMolmoImage(const RgbImage& image,
 
   float* pixels = inputs.pixels.data();
   {
-    const Canvas global = ResizeAndPad(image, config.crop_size, config.crop_size, config);
+    ASSIGN_OR_RETURN(const Canvas global,
+                     ResizeAndPad(image, config.crop_size, config.crop_size, config, stop));
     CutCrop(global, 0, 0, config, pixels, nullptr);
     pixels += crop_values;
   }
   const int32_t margins = (config.overlap_left + config.overlap_right) * config.patch_size;
   const int32_t window = config.crop_size - margins;
-  const Canvas canvas = ResizeAndPad(image, layout.tile_cols * window + margins,
-                                     layout.tile_rows * window + margins, config);
+  ASSIGN_OR_RETURN(const Canvas canvas,
+                   ResizeAndPad(image, layout.tile_cols * window + margins,
+                                layout.tile_rows * window + margins, config, stop));
   float* masks = inputs.masks.data();
   for (int32_t i = 0; i < layout.tile_rows; ++i) {
     for (int32_t j = 0; j < layout.tile_cols; ++j) {
+      if (Stopped(stop)) return StoppedError();
       CutCrop(canvas, j * window, i * window, config, pixels, masks);
       pixels += crop_values;
       masks += inputs.patches_per_crop;

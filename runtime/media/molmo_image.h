@@ -66,8 +66,10 @@ struct MolmoImageInputs {
   std::vector<float> masks;
 };
 
-// INVALID_ARGUMENT as LayOutMolmoImage. REQUIRES: image.pixels is [height, width, 3].
+// INVALID_ARGUMENT as LayOutMolmoImage; CANCELLED when `stop` said so. REQUIRES: image.pixels is
+// [height, width, 3].
 absl::StatusOr<MolmoImageInputs> PreprocessMolmoImage(const RgbImage& image,
-                                                      const MolmoImageConfig& config);
+                                                      const MolmoImageConfig& config,
+                                                      const Stop& stop = {});
 
 }  // namespace sensorium

@@ -28,14 +28,20 @@ int64_t SideAt(std::span<const uint8_t> bytes, size_t at) {
   return side;
 }
 
-// Rows as they come. The vector's memory is reserved, but touched only as far as rows have come.
-int DecodeRows(spng_ctx* ctx, const ImageInfo& info, std::vector<uint8_t>& pixels) {
+// Rows as they come. The vector's memory is reserved, but touched only as far as rows have come: of
+// an interlaced picture, to its end in the first of seven passes. Sets *stopped when `stop` said so.
+int DecodeRows(spng_ctx* ctx, const ImageInfo& info, std::vector<uint8_t>& pixels,
+               const Stop& stop, bool* stopped) {
   const size_t row_bytes = size_t{3} * info.width;
   pixels.reserve(row_bytes * info.height);
   int code = spng_decode_image(ctx, nullptr, 0, SPNG_FMT_RGB8, SPNG_DECODE_PROGRESSIVE);
-  for (int32_t y = 0; y < info.height && code == 0; ++y) {
-    pixels.resize(row_bytes * (y + 1));
-    code = spng_decode_row(ctx, pixels.data() + row_bytes * y, row_bytes);
+  while (code == 0) {
+    if ((*stopped = Stopped(stop))) return 0;
+    spng_row_info row = {};
+    code = spng_get_row_info(ctx, &row);
+    if (code != 0) break;
+    pixels.resize(std::max(pixels.size(), row_bytes * (row.row_num + 1)));
+    code = spng_decode_row(ctx, pixels.data() + row_bytes * row.row_num, row_bytes);
   }
   return code == SPNG_EOI ? 0 : code;  // libspng says "end of image" with the last row
 }
@@ -43,7 +49,7 @@ int DecodeRows(spng_ctx* ctx, const ImageInfo& info, std::vector<uint8_t>& pixel
 }  // namespace
 
 absl::StatusOr<ImageInfo> ReadPng(std::span<const uint8_t> bytes, const ImageLimits& limits,
-                                  RgbImage* image) {
+                                  RgbImage* image, const Stop& stop) {
   const std::unique_ptr<spng_ctx, FreeContext> ctx(spng_ctx_new(0));
   if (ctx == nullptr) return absl::ResourceExhaustedError("no memory for the PNG decoder");
   // Chunks beside the picture (profiles, texts) are kept in memory: as much as the file itself.
@@ -60,7 +66,6 @@ absl::StatusOr<ImageInfo> ReadPng(std::span<const uint8_t> bytes, const ImageLim
   RETURN_IF_ERROR(CheckImageSize(SideAt(bytes, 16), SideAt(bytes, 20), /*whole_in_memory=*/false,
                                  "PNG", limits));
   if (code != 0) return Damaged(code);
-  const bool interlaced = header.interlace_method != SPNG_INTERLACE_NONE;
   const ImageInfo info = {static_cast<int32_t>(header.width), static_cast<int32_t>(header.height),
                           "PNG"};
   if (image == nullptr) return info;
@@ -69,13 +74,9 @@ absl::StatusOr<ImageInfo> ReadPng(std::span<const uint8_t> bytes, const ImageLim
   image->height = info.height;
   // RGB8 expands palettes and grey, keeps the high byte of 16 bits and, without further flags,
   // ignores transparency and gamma.
-  if (interlaced) {
-    image->pixels.resize(size_t{3} * info.width * info.height);
-    code =
-        spng_decode_image(ctx.get(), image->pixels.data(), image->pixels.size(), SPNG_FMT_RGB8, 0);
-  } else {
-    code = DecodeRows(ctx.get(), info, image->pixels);
-  }
+  bool stopped = false;
+  code = DecodeRows(ctx.get(), info, image->pixels, stop, &stopped);
+  if (stopped) return StoppedError();
   // The library stops at the last pixel; the CRC of the chunk it lies in comes after it.
   if (code == 0) code = spng_decode_chunks(ctx.get());
   if (code != 0) return Damaged(code);

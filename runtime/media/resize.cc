@@ -84,7 +84,7 @@ ScaledSize FitInside(int32_t width, int32_t height, int32_t max_width, int32_t m
           .height = static_cast<int32_t>(static_cast<float>(height) * scale)};
 }
 
-std::vector<float> ResizeAntialias(const RgbImage& image, ScaledSize to) {
+std::vector<float> ResizeAntialias(const RgbImage& image, ScaledSize to, const Stop& stop) {
   CHECK(image.width > 0 && image.height > 0 && to.width > 0 && to.height > 0);
   const size_t row_values = static_cast<size_t>(to.width) * kChannels;
   std::vector<float> out(static_cast<size_t>(to.height) * row_values, 0.0f);
@@ -97,6 +97,7 @@ std::vector<float> ResizeAntialias(const RgbImage& image, ScaledSize to) {
   // from the first to the last, as if all resized rows had been kept.
   int32_t first_out = 0;
   for (int32_t t = 0; t < image.height; ++t) {
+    if (Stopped(stop)) return {};
     while (first_out < to.height && rows.taps[first_out].first + rows.taps[first_out].count <= t) {
       ++first_out;
     }

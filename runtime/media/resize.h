@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "runtime/base/stop.h"
 #include "runtime/media/image.h"
 
 namespace sensorium {
@@ -22,6 +23,7 @@ ScaledSize FitInside(int32_t width, int32_t height, int32_t max_width, int32_t m
 // that widens when shrinking, columns first, clipped. The source is read once, row by row, and one
 // of its resized rows is held at a time. REQUIRES: both sizes positive.
 // Source: torchvision.transforms.functional.resize(BILINEAR, antialias=True) on a float tensor.
-std::vector<float> ResizeAntialias(const RgbImage& image, ScaledSize to);
+// Empty when `stop`, asked before every row, said so.
+std::vector<float> ResizeAntialias(const RgbImage& image, ScaledSize to, const Stop& stop = {});
 
 }  // namespace sensorium

@@ -32,7 +32,7 @@ absl::Status Damaged(VP8StatusCode code) {
 }  // namespace
 
 absl::StatusOr<ImageInfo> ReadWebp(std::span<const uint8_t> bytes, const ImageLimits& limits,
-                                   RgbImage* image) {
+                                   RgbImage* image, const Stop& stop) {
   WebPDecoderConfig config;
   if (!WebPInitDecoderConfig(&config)) {
     return absl::InternalError("libwebp's header and library have different versions");
@@ -46,6 +46,7 @@ absl::StatusOr<ImageInfo> ReadWebp(std::span<const uint8_t> bytes, const ImageLi
   }
   const ImageInfo info = {config.input.width, config.input.height, "WebP"};
   if (image == nullptr) return info;
+  if (Stopped(stop)) return StoppedError();  // then in one go
   image->width = info.width;
   image->height = info.height;
   image->pixels.resize(size_t{3} * info.width * info.height);

@@ -222,8 +222,10 @@ absl::StatusOr<MolmoPrompt> MolmoPrompt::Create(const Tokenizer& tokenizer,
         ", ", p.patch_, ", ", p.col_, ", expected four in a row"));
   }
   const int32_t rows = config.llm.embedding_rows + config.llm.extra_rows;
-  if (p.col_ >= rows) {
-    return absl::InvalidArgumentError(absl::StrCat(origin, ": <im_col> has id ", p.col_,
+  // Any text can hold any token: one without a row would be found out in the middle of a step.
+  if (tokenizer.vocab_size() > rows) {
+    return absl::InvalidArgumentError(absl::StrCat(origin, ": the tokenizer's largest id is ",
+                                                   tokenizer.vocab_size() - 1,
                                                    " but the embedding has ", rows, " rows"));
   }
   // End of answer: <|endoftext|> always, and what the files name besides.
@@ -248,6 +250,12 @@ absl::StatusOr<MolmoPrompt> MolmoPrompt::Create(const Tokenizer& tokenizer,
   if (p.stop_ids_.empty()) {
     return absl::InvalidArgumentError(
         absl::StrCat(origin, ": neither <|endoftext|> nor eos_token_id says how an answer ends"));
+  }
+  for (const int32_t id : p.stop_ids_) {
+    if (id < 0 || id >= rows) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(origin, ": eos_token_id is ", id, " but the embedding has ", rows, " rows"));
+    }
   }
   p.bos_ = p.stop_ids_.front();  // BOS is the EOS token
   return p;

@@ -128,6 +128,7 @@ TEST(CliFormatTest, WhatDoesNotGoTogetherIsWrongUsage) {
       {{"generate", "--model", "m", "--prompt", "p", "--draw", "o.png"}, "--draw needs --image"},
       {{"generate", "--prompt", "p"}, "--model or --server"},
       {{"generate", "--model", "m", "--prompt", "p", "--dtype", "int8"}, "--dtype"},
+      {{"generate", "--model", "m", "--prompt", "p", "--cpu-level", "mmx"}, "--cpu-level"},
       {{"generate", "--model", "m", "--prompt", "p", "--max-tokens", "0"}, "--max-tokens"},
       {{"transcribe", "--model", "m"}, "FILE"},
       {{"transcribe", "a.wav"}, "--model or --server"},
@@ -141,6 +142,8 @@ TEST(CliFormatTest, WhatDoesNotGoTogetherIsWrongUsage) {
       {{"probe", "localhost"}, "'localhost' is not HOST:PORT"},
       {{"models", "--server", "host:0"}, "from 1 to 65535"},
       {{"models", "--server", ":50051"}, "is not HOST:PORT"},
+      {{"models", "--server", "127.0.0.1:99999"}, "is not HOST:PORT"},
+      {{"models", "--server", "unix:"}, "is not HOST:PORT"},
   };
   for (const auto& [arguments, what] : kWrong) {
     const Outcome outcome = RunCommand(arguments);

@@ -209,6 +209,33 @@ TEST_F(ClientsTest, ModelsAreListedAlikeByAServerAndFromDirectories) {
   EXPECT_EQ(WithoutTiming(RunCommand({"models", "--json", "--server", target_}).out).size(), 2u);
 }
 
+TEST_F(ClientsTest, OptionsOfTheEngineAreSaidToChangeNothingAtAServer) {
+  const std::string wav = kModels + "/whisper-mini/question.wav";
+  const std::pair<std::vector<std::string>, const char*> kUnused[] = {
+      {{"--cpu-level", "portable"}, "with --server, --cpu-level is the server's own"},
+      {{"--kv-cache-mib", "7"}, "with --server, --kv-cache-mib is the server's own"},
+      {{"--dtype", "bfloat16", "--threads", "1"}, "with --server, --dtype and --threads are the"},
+  };
+  for (const auto& [options, note] : kUnused) {
+    std::vector<std::string> arguments = {"transcribe", wav, "--server", target_};
+    arguments.insert(arguments.end(), options.begin(), options.end());
+    const Outcome outcome = RunCommand(arguments);
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    EXPECT_THAT(outcome.err, HasSubstr(note));
+  }
+  const Outcome spoken = RunCommand({"generate", "--prompt", "Describe this image.", "--max-tokens",
+                                     "1", "--server", target_, "--speech-model", "whisper-mini"});
+  EXPECT_THAT(spoken.err, HasSubstr("--speech-model is the server's own"));
+}
+
+TEST_F(ClientsTest, TheCpuLevelInProcessIsTheOneAskedFor) {
+  const Outcome portable =
+      RunCommand({"transcribe", kModels + "/whisper-mini/question.wav", "--model",
+                  kModels + "/whisper-mini", "--cpu-level", "portable", "--timestamps", "none"});
+  EXPECT_EQ(portable.exit_code, 0) << portable.err;
+  EXPECT_EQ(portable.out, "How many red circles are there?\n");
+}
+
 TEST_F(ClientsTest, ProbeTellsServingFromNotServingFromUnreachable) {
   const Outcome serving = RunCommand({"probe", target_});
   EXPECT_EQ(serving.out, "SERVING\n");

@@ -46,6 +46,7 @@ TEST_F(ConfigTest, TheDemoFileStatesEveryDefault) {
   EXPECT_EQ(demo->server.drain_seconds, defaults.server.drain_seconds);
   EXPECT_EQ(demo->backend.device, defaults.backend.device);
   EXPECT_EQ(demo->backend.dtype, defaults.backend.dtype);
+  EXPECT_EQ(demo->backend.cpu_level, defaults.backend.cpu_level);
   EXPECT_EQ(demo->backend.threads, defaults.backend.threads);
   EXPECT_EQ(demo->backend.pin_threads, defaults.backend.pin_threads);
   EXPECT_EQ(demo->engine.kv_cache_bytes, defaults.engine.kv_cache_bytes);
@@ -96,9 +97,31 @@ TEST_F(ConfigTest, NamesFileLineAndKeyOfEveryMistake) {
   EXPECT_THAT(Error("models: [{path: a}, {path: b/a}]\n"), HasSubstr("the name 'a'"));
   EXPECT_THAT(Error("models: [{name: a}]\n"), HasSubstr("a model has no path"));
   EXPECT_THAT(Error("log_level: info\n"), HasSubstr("lists no models"));
+  EXPECT_THAT(Error(models + "server: {listen: '127.0.0.1:99999'}\n"),
+              HasSubstr(":2: server.listen: '127.0.0.1:99999' is not HOST:PORT"));
+  EXPECT_THAT(Error(models + "server: {listen: nonsense}\n"), HasSubstr("'nonsense' is not HOST"));
+  EXPECT_THAT(Error(models + "server: {listen: [1]}\n"), HasSubstr("is not HOST:PORT"));
   EXPECT_THAT(Error("models: [\n"), HasSubstr(".yaml:"));
   EXPECT_THAT(Error(models + "limits: {default_max_tokens: 9, max_tokens: 8}\n"),
               HasSubstr("default_max_tokens is 9; limits.max_tokens is 8"));
+}
+
+TEST_F(ConfigTest, AnEmptyFileOrSectionIsSaidToBeEmpty) {
+  EXPECT_EQ(Error(""), path_ + ": the file is empty");
+  EXPECT_EQ(Error("# only a comment\n"), path_ + ": the file is empty");
+  EXPECT_EQ(Error("just words\n"), path_ + ":1: the file must be keys with values");
+  EXPECT_EQ(Error("models: [{path: a}]\nserver:\n"), path_ + ": server is empty");
+}
+
+TEST_F(ConfigTest, ADirectoryIsNoConfigFile) {
+  EXPECT_EQ(LoadConfig(::testing::TempDir()).status(),
+            absl::InvalidArgumentError(::testing::TempDir() + ": is a directory, not a file"));
+}
+
+TEST_F(ConfigTest, ReadsTheCpuLevel) {
+  const auto config = Load("models: [{path: a}]\ndevice: {cpu_level: avx2}\n");
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->backend.cpu_level, "avx2");
 }
 
 TEST_F(ConfigTest, SaysWhichFileIsMissing) {

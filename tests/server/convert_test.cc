@@ -7,6 +7,8 @@
 #include "gmock/gmock.h"
 #include "google/rpc/error_details.pb.h"
 #include "gtest/gtest.h"
+#include "runtime/base/status_payload.h"
+#include "tests/server/error_details.h"
 
 namespace sensorium {
 namespace {
@@ -119,6 +121,15 @@ TEST(ConvertTest, ABadGenerateFieldIsNamedWithBothNumbers) {
   in.add_stop("");
   EXPECT_EQ(Error(in), "stop[0] is empty");
   in = Question();
+  in.add_stop(std::string(257, 'x'));
+  EXPECT_EQ(Error(in), "stop[0] has 257 bytes; the limit is 256");
+  in = Question();
+  for (int i = 0; i < 256; ++i) *in.add_messages() = in.messages(0);
+  EXPECT_EQ(Error(in), "messages has 257 messages; the limit is 256");
+  in = Question();
+  for (int i = 0; i < 64; ++i) in.mutable_messages(0)->add_parts()->set_text("x");
+  EXPECT_EQ(Error(in), "messages[0].parts has 65 parts; the limit is 64");
+  in = Question();
   in.mutable_messages(0)->clear_role();
   EXPECT_EQ(Error(in), "messages[0].role is 0; it must be USER, ASSISTANT or SYSTEM");
   in = Question();
@@ -177,6 +188,11 @@ TEST(ConvertTest, ContradictingTranscribeOptionsAreRefused) {
               o.add_temperatures(0.5);
             }),
             "options.beam_size is 5 at temperature 0.5; a beam search needs temperature 0");
+  EXPECT_EQ(error([](Options& o) {
+              o.set_beam_size(1);
+              o.add_temperatures(0.5);
+            }),
+            "options.beam_size is 1 at temperature 0.5; a beam search needs temperature 0");
   EXPECT_EQ(error([](Options& o) { o.set_best_of(5); }),
             "options.best_of is 5 at temperature 0; it needs one above 0");
   EXPECT_EQ(error([](Options& o) { o.set_patience(2); }),
@@ -267,16 +283,37 @@ TEST(ConvertTest, DetailsNameTheFieldAndTheTimeToRetry) {
   google::rpc::Status details;
   ASSERT_TRUE(details.ParseFromString(StatusDetails(FieldError("sampling.top_p", "is 2"))));
   EXPECT_EQ(details.code(), 3);
-  google::rpc::BadRequest bad;
-  ASSERT_TRUE(details.details(0).UnpackTo(&bad));
-  EXPECT_EQ(bad.field_violations(0).field(), "sampling.top_p");
-  EXPECT_EQ(bad.field_violations(0).description(), "sampling.top_p is 2");
+  const auto bad =
+      Detail<google::rpc::BadRequest>(StatusDetails(FieldError("sampling.top_p", "is 2")));
+  ASSERT_TRUE(bad.has_value());
+  EXPECT_EQ(bad->field_violations(0).field(), "sampling.top_p");
+  EXPECT_EQ(bad->field_violations(0).description(), "sampling.top_p is 2");
 
-  ASSERT_TRUE(details.ParseFromString(StatusDetails(absl::ResourceExhaustedError("full"))));
-  google::rpc::RetryInfo retry;
-  ASSERT_TRUE(details.details(0).UnpackTo(&retry));
-  EXPECT_GT(retry.retry_delay().seconds(), 0);
-  EXPECT_EQ(StatusDetails(absl::NotFoundError("no model")), "");
+  for (const absl::Status& status :
+       {absl::ResourceExhaustedError("full"), absl::UnavailableError("draining")}) {
+    const auto retry = Detail<google::rpc::RetryInfo>(StatusDetails(status));
+    ASSERT_TRUE(retry.has_value());
+    EXPECT_GT(retry->retry_delay().seconds(), 0);
+  }
+}
+
+TEST(ConvertTest, EveryErrorHasAReason) {
+  const auto info = [](const absl::Status& status) {
+    return Detail<google::rpc::ErrorInfo>(StatusDetails(status)).value();
+  };
+  EXPECT_EQ(info(absl::NotFoundError("no model")).reason(), "NOT_FOUND");
+  EXPECT_EQ(info(absl::NotFoundError("no model")).domain(), "sensorium");
+  EXPECT_EQ(info(FieldError("n", "is 99")).reason(), "INVALID_ARGUMENT");
+  EXPECT_EQ(info(absl::UnimplementedError("words")).reason(), "UNIMPLEMENTED");
+  EXPECT_EQ(info(WithReason(absl::UnavailableError("bye"), "DRAINING")).reason(), "DRAINING");
+}
+
+TEST(ConvertTest, WhatNeverFitsIsNotToBeAskedAgain) {
+  const absl::Status status = NeverFits("needs 9 blocks; there are 8");
+  EXPECT_TRUE(absl::IsResourceExhausted(status));
+  const std::string details = StatusDetails(status);
+  EXPECT_FALSE(Detail<google::rpc::RetryInfo>(details).has_value());
+  EXPECT_EQ(Detail<google::rpc::ErrorInfo>(details)->reason(), "NEVER_FITS");
 }
 
 }  // namespace

@@ -1,12 +1,16 @@
 // The whole line through a real gRPC connection: the bundled models, one server, many clients.
 #include <chrono>
 #include <fstream>
+#include <memory>
+#include <optional>
 #include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "gmock/gmock.h"
+#include "google/protobuf/message.h"
+#include "google/protobuf/text_format.h"
 #include "google/rpc/error_details.pb.h"
 #include "grpc/health/v1/health.grpc.pb.h"
 #include "grpcpp/grpcpp.h"
@@ -16,6 +20,8 @@
 #include "server/backend_factory.h"
 #include "server/convert.h"
 #include "server/server.h"
+#include "tests/server/error_details.h"
+#include "tests/server/freezable_proxy.h"
 
 namespace sensorium {
 namespace {
@@ -197,6 +203,35 @@ TEST_F(ServiceTest, ACancelledStreamFreesEverythingItOwned) {
   ExpectNothingOwned();
 }
 
+// Nobody says that it is gone: no FIN, no RST, no answer to a ping.
+TEST_F(ServiceTest, AClientThatVanishedFreesEverythingItOwned) {
+  ServerConfig config;
+  config.keepalive_seconds = 0.3;
+  config.keepalive_timeout_seconds = 0.3;
+  Start(Models(), config);
+  FreezableProxy proxy(server_->port());
+  const auto stub = v1::Inference::NewStub(grpc::CreateChannel(
+      "127.0.0.1:" + std::to_string(proxy.port()), grpc::InsecureChannelCredentials()));
+  // More than the connection's windows hold, so that it cannot end unread.
+  v1::GenerateRequest request = Ask("Describe this image.", "molmo-mini/wide.png");
+  const auto end =
+      nlohmann::json::parse(ModelFile("molmo-mini/answers.json"))[0]["greedy_ids"].back();
+  (*request.mutable_sampling()->mutable_logit_bias())[end.get<int32_t>()] = -100;
+  request.set_max_tokens(1800);
+  request.set_n(4);
+  request.set_logprobs(20);
+  grpc::ClientContext context;
+  auto reader = stub->Generate(&context, request);
+  v1::GenerateResponse response;
+  do {
+    ASSERT_TRUE(reader->Read(&response));
+  } while (!response.has_delta());
+  proxy.Freeze();
+  EXPECT_GT(engine_->Stats().blocks_used, 0);
+  ExpectNothingOwned();
+  context.TryCancel();
+}
+
 TEST_F(ServiceTest, ADeadlineEndsTheCallAndFreesEverything) {
   Start();
   v1::TranscribeRequest request;
@@ -217,28 +252,92 @@ TEST_F(ServiceTest, ErrorsSayWhatIsWrongAndWhichField) {
   request.mutable_sampling()->set_top_p(2);
   Answer answer = Generate(request);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
-  google::rpc::Status details;
-  google::rpc::BadRequest bad;
-  ASSERT_TRUE(details.ParseFromString(answer.status.error_details()));
-  ASSERT_TRUE(details.details(0).UnpackTo(&bad));
-  EXPECT_EQ(bad.field_violations(0).field(), "sampling.top_p");
+  const auto bad = Detail<google::rpc::BadRequest>(answer.status.error_details());
+  ASSERT_TRUE(bad.has_value());
+  EXPECT_EQ(bad->field_violations(0).field(), "sampling.top_p");
+  EXPECT_EQ(Reason(answer.status), "INVALID_ARGUMENT");
 
   request = Ask("hm");
   request.set_model("molmo-max");
   answer = Generate(request);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::NOT_FOUND);
   EXPECT_THAT(answer.status.error_message(), HasSubstr("molmo-mini"));
+  EXPECT_EQ(Reason(answer.status), "NOT_FOUND");
 
   request = Ask("hm");
   request.mutable_messages(0)->add_parts()->mutable_image()->set_data("no picture");
   answer = Generate(request);
   EXPECT_EQ(answer.status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_EQ(Reason(answer.status), "INVALID_ARGUMENT");
 
   request = Ask("hm");
   request.set_max_tokens(1'000'000);
   EXPECT_THAT(Generate(request).status.error_message(),
               HasSubstr("max_tokens is 1000000; the limit is 4096"));
   ExpectNothingOwned();
+}
+
+TEST_F(ServiceTest, ErrorsOfEveryKindOfCallCarryTheirReason) {
+  Start();
+  grpc::ClientContext unary;
+  v1::TokenizeRequest tokenize;
+  tokenize.set_model("nobody");
+  v1::TokenizeResponse tokens;
+  EXPECT_EQ(Reason(stub_->Tokenize(&unary, tokenize, &tokens)), "NOT_FOUND");
+
+  grpc::ClientContext bidi;
+  auto stream = stub_->TranscribeStream(&bidi);
+  stream->WritesDone();
+  EXPECT_EQ(Reason(stream->Finish()), "UNIMPLEMENTED");
+}
+
+TEST_F(ServiceTest, AFullServerSaysWhenToComeBack) {
+  EngineConfig config = Models();
+  config.max_waiting = 0;
+  config.max_batch_seqs = 1;
+  Start(config);
+  std::vector<std::unique_ptr<grpc::ClientContext>> contexts;
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::GenerateResponse>>> readers;
+  std::optional<grpc::Status> refused;
+  for (int i = 0; i < 200 && !refused; ++i) {
+    contexts.push_back(std::make_unique<grpc::ClientContext>());
+    auto reader =
+        stub_->Generate(contexts.back().get(), Ask("Describe this image.", "molmo-mini/wide.png"));
+    v1::GenerateResponse response;
+    if (i > 0 && !reader->Read(&response)) {
+      refused = reader->Finish();
+    } else {
+      readers.push_back(std::move(reader));
+    }
+  }
+  for (auto& context : contexts) context->TryCancel();
+  for (auto& reader : readers) {
+    v1::GenerateResponse response;
+    while (reader->Read(&response)) {
+    }
+    reader->Finish();
+  }
+  ASSERT_TRUE(refused.has_value());
+  EXPECT_EQ(refused->error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+  EXPECT_EQ(Reason(*refused), "RESOURCE_EXHAUSTED");
+  EXPECT_TRUE(Detail<google::rpc::RetryInfo>(refused->error_details()).has_value());
+}
+
+TEST_F(ServiceTest, ATenantsNameIsShortAndPrintable) {
+  Start();
+  const auto tokenize = [&](const std::string& tenant) {
+    grpc::ClientContext context;
+    context.AddMetadata("x-tenant", tenant);
+    v1::TokenizeRequest request;
+    request.set_model("molmo-mini");
+    request.set_text("hello");
+    v1::TokenizeResponse response;
+    return stub_->Tokenize(&context, request, &response);
+  };
+  EXPECT_TRUE(tokenize(std::string(64, 'a')).ok());
+  const grpc::Status refused = tokenize(std::string(65, 'a'));
+  EXPECT_EQ(refused.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(refused.error_message(), HasSubstr("65 bytes; the limit is 64"));
 }
 
 TEST_F(ServiceTest, AMessageAboveTheLimitIsRefused) {
@@ -324,6 +423,57 @@ TEST_F(ServiceTest, HealthTellsServingAndWatchersHearOfTheEnd) {
   ASSERT_TRUE(watch->Read(&response));
   EXPECT_EQ(response.status(), HealthCheckResponse::NOT_SERVING);
   context.TryCancel();
+}
+
+// One question to grpc.reflection.v1alpha, in protobuf's text format, as its answer's. Its messages
+// come from the pool, since Debian has the library without a header for them.
+std::string AskReflection(grpc::Channel& channel, const std::string& question) {
+  using google::protobuf::DescriptorPool;
+  using google::protobuf::MessageFactory;
+  const auto make = [](const std::string& name) {
+    const auto* type =
+        DescriptorPool::generated_pool()->FindMessageTypeByName("grpc.reflection.v1alpha." + name);
+    return std::unique_ptr<google::protobuf::Message>(
+        MessageFactory::generated_factory()->GetPrototype(type)->New());
+  };
+  const auto request = make("ServerReflectionRequest"), response = make("ServerReflectionResponse");
+  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(question, request.get()));
+  const grpc::internal::RpcMethod method(
+      "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+      grpc::internal::RpcMethod::BIDI_STREAMING);
+  grpc::ClientContext context;
+  using Stream = grpc::ClientReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer>;
+  const std::unique_ptr<Stream> stream(
+      grpc::internal::ClientReaderWriterFactory<grpc::ByteBuffer, grpc::ByteBuffer>::Create(
+          &channel, method, &context));
+  const grpc::Slice sent(request->SerializeAsString());
+  EXPECT_TRUE(stream->Write(grpc::ByteBuffer(&sent, 1)));
+  stream->WritesDone();
+  grpc::ByteBuffer got;
+  EXPECT_TRUE(stream->Read(&got));
+  std::vector<grpc::Slice> slices;
+  EXPECT_TRUE(got.Dump(&slices).ok());
+  std::string bytes;
+  for (const grpc::Slice& s : slices) {
+    bytes.append(reinterpret_cast<const char*>(s.begin()), s.size());
+  }
+  EXPECT_TRUE(response->ParseFromString(bytes));
+  EXPECT_TRUE(stream->Finish().ok());
+  return response->DebugString();
+}
+
+TEST_F(ServiceTest, ReflectionListsAndDescribesEveryService) {
+  Start();
+  const std::string services = AskReflection(*channel_, "list_services: ''");
+  for (const char* name : {"sensorium.v1.Inference", "grpc.health.v1.Health"}) {
+    EXPECT_THAT(services, HasSubstr(std::string("name: \"") + name + "\""));
+    const std::string file =
+        AskReflection(*channel_, std::string("file_containing_symbol: '") + name + "'");
+    EXPECT_THAT(file, HasSubstr("file_descriptor_proto"));
+    EXPECT_THAT(file, ::testing::Not(HasSubstr("error_response")));
+  }
+  EXPECT_THAT(AskReflection(*channel_, "file_containing_symbol: 'grpc.health.v1.Health'"),
+              HasSubstr("HealthCheckRequest"));
 }
 
 TEST_F(ServiceTest, DrainingFinishesWhatRunsAndRefusesWhatComes) {

@@ -6,9 +6,11 @@ namespace sensorium {
 
 const bool kModelBackendIsEmulated = true;
 
+std::vector<std::string> ModelBackendVariants() { return {}; }
+
 // Streams run only when waited for, and threads in a shuffled order: what holds here does not hang
 // on either.
-std::unique_ptr<Backend> MakeModelBackend(DType dtype) {
+std::unique_ptr<Backend> MakeModelBackend(DType dtype, const std::string&) {
   cuda_emu::SetSeed(1);
   auto backend = CudaBackend::Create({.dtype = dtype});
   CHECK(backend.ok()) << backend.status();

@@ -8,7 +8,9 @@ namespace sensorium {
 
 const bool kModelBackendIsEmulated = false;
 
-std::unique_ptr<Backend> MakeModelBackend(DType dtype) {
+std::vector<std::string> ModelBackendVariants() { return {}; }
+
+std::unique_ptr<Backend> MakeModelBackend(DType dtype, const std::string&) {
   auto backend = CudaBackend::Create({.dtype = dtype});
   if (absl::IsFailedPrecondition(backend.status())) {
     std::printf("%s: nothing was tested\n", std::string(backend.status().message()).c_str());

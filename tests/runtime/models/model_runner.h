@@ -15,14 +15,17 @@
 namespace sensorium {
 
 // cpu_model_backend.cc or cuda_emulated_model_backend.cc.
-std::unique_ptr<Backend> MakeModelBackend(DType dtype);
+std::unique_ptr<Backend> MakeModelBackend(DType dtype, const std::string& variant);
+// Further ways this backend computes on this machine, beside its default "": the CPU's levels.
+std::vector<std::string> ModelBackendVariants();
 // An emulated device takes a hundred times as long: the same tests run on fewer cases.
 extern const bool kModelBackendIsEmulated;
 
 class ModelRunner {
  public:
-  explicit ModelRunner(const std::string& dir, DType dtype = DType::kFloat32)
-      : backend_(MakeModelBackend(dtype)) {
+  explicit ModelRunner(const std::string& dir, DType dtype = DType::kFloat32,
+                       const std::string& variant = "")
+      : backend_(MakeModelBackend(dtype, variant)) {
     auto model = LoadedModel::Load("test", dir, *backend_, nullptr);
     CHECK(model.ok()) << model.status();
     model_ = *std::move(model);

@@ -195,6 +195,22 @@ TEST_P(MolmoGoldenTest, EveryStageOfTheSquarePictureIsTheReferences) {
   }
 }
 
+TEST_P(MolmoGoldenTest, EveryLevelGivesTheReferencesTokens) {
+  const auto golden = ReadTestJson(dir_ + "/cases.json")[0];
+  const auto stages = ReadStages(dir_ + "/stages-square.safetensors");
+  for (const std::string& level : ModelBackendVariants()) {
+    SCOPED_TRACE(level);
+    ModelRunner runner(dir_, DType::kFloat32, level);
+    MolmoCase c(runner, dir_ + "/" + golden["image"].get<std::string>(),
+                golden["turns"].get<std::vector<std::string>>());
+    c.Encode();
+    const std::vector<float> logits = c.PrefillAll();
+    EXPECT_LT(RelativeError(logits, stages.at("logits_last").data), 2e-5);
+    const auto want = golden["greedy_ids"].get<std::vector<int32_t>>();
+    EXPECT_EQ(c.Greedy(logits, want.size()), want);
+  }
+}
+
 TEST_P(MolmoGoldenTest, PrefillInChunksOfAnyLengthGivesTheSameBits) {
   ModelRunner runner(dir_);
   const auto golden = ReadTestJson(dir_ + "/cases.json")[kModelBackendIsEmulated ? 3 : 0];

@@ -55,7 +55,7 @@ INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenTokenizerTest,
                                          "whisper-en"));
 
 TEST(TokenizerTest, EqualsTheReferenceOnTheRealVocabularies) {
-  const std::string root = SENSORIUM_TOKENIZER_CASES;
+  const std::string root = SENSORIUM_REAL_TOKENIZERS;
   if (!std::filesystem::exists(root)) {
     GTEST_SKIP() << "no real vocabularies at " << root << " (they are too big for the tree)";
   }
