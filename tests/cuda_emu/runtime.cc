@@ -4,6 +4,7 @@
 #include <cstring>
 #include <deque>
 #include <map>
+#include <set>
 #include <utility>
 #include <vector>
 
@@ -28,6 +29,7 @@ struct Device {
   cudaError_t sticky = cudaSuccess;     // a failed kernel: every later call says so
   std::map<void*, size_t> allocations;  // device memory
   std::map<const std::byte*, size_t> pinned;
+  std::set<Stream*> streams;
 };
 Device device;
 
@@ -161,6 +163,7 @@ cudaError_t cudaFree(void* p) {
   if (p == nullptr) return cudaSuccess;
   const auto at = device.allocations.find(p);
   if (at == device.allocations.end()) cuda_emu::Fail("cudaFree of memory that is not allocated");
+  for (cuda_emu::Stream* stream : device.streams) cuda_emu::Run(*stream);  // cudaFree waits for all
   device.allocated_bytes -= at->second;
   device.allocations.erase(at);
   std::free(p);
@@ -183,9 +186,11 @@ cudaError_t cudaFreeHost(void* p) {
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   *stream = new cuda_emu::Stream;
+  device.streams.insert(*stream);
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  device.streams.erase(stream);
   delete stream;  // what is still queued never runs: whoever needed it had to wait
   return cudaSuccess;
 }
