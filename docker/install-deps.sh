@@ -13,7 +13,7 @@ packages=(
   libabsl-dev libspdlog-dev libyaml-cpp-dev nlohmann-json3-dev libcli11-dev
   libspng-dev libjpeg62-turbo-dev libwebp-dev libsndfile1-dev libsoxr-dev
   libpcre2-dev libutf8proc-dev libssl-dev zlib1g-dev
-  libgtest-dev libgmock-dev libbenchmark-dev
+  libgtest-dev libgmock-dev libbenchmark-dev libboost-context-dev
 )
 
 say() { printf 'install-deps: %s\n' "$*"; }
@@ -28,7 +28,7 @@ case "${1:-}" in
       say "CUDA toolkit: $("$nvcc" --version | tail -n 2 | head -n 1) ($nvcc)"
     else
       say "the CUDA build needs NVIDIA's toolkit 12.8 or newer (nvcc, cudart, cuBLASLt) in"
-      say "/usr/local/cuda and cuDNN 9; Debian 12 does not package them. The CPU build does without."
+      say "/usr/local/cuda; Debian 12 does not package it. The CPU build does without."
     fi
     exit 0 ;;
   *) die "unknown argument '$1' (--help tells)" ;;

@@ -4,32 +4,60 @@
 #include "runtime/base/status_macros.h"
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/cpu/cpu_level.h"
+#ifdef SENSORIUM_CUDA
+#include "cuda/cuda_backend.h"
+#endif
 
 namespace sensorium {
+namespace {
 
-absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& options) {
+absl::StatusOr<std::unique_ptr<Backend>> OpenCpu(const BackendOptions& options, DType dtype) {
   CpuBackendOptions cpu;
-  if (options.dtype == "float32") {
-    cpu.dtype = DType::kFloat32;
-  } else if (options.dtype == "bfloat16") {
-    cpu.dtype = DType::kBFloat16;
-  } else {
-    return absl::InvalidArgumentError(
-        absl::StrCat("dtype is '", options.dtype, "'; there are float32 and bfloat16"));
-  }
-  if (options.device == "cuda") {
-    return absl::FailedPreconditionError("device is 'cuda'; this build has the CPU backend only");
-  }
-  if (options.device != "cpu" && options.device != "auto") {
-    return absl::InvalidArgumentError(
-        absl::StrCat("device is '", options.device, "'; there are cpu and auto"));
-  }
+  cpu.dtype = dtype;
   if (options.cpu_level != "auto") {
     ASSIGN_OR_RETURN(cpu.level, ParseCpuLevel(options.cpu_level));
   }
   cpu.threads = options.threads;
   cpu.pin_threads = options.pin_threads;
   return CpuBackend::Create(cpu);
+}
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const BackendOptions& options, DType dtype) {
+#ifdef SENSORIUM_CUDA
+  const bool fast = options.determinism == "fast";
+  return CudaBackend::Create(
+      {.dtype = dtype, .determinism = fast ? Determinism::kFast : Determinism::kStrict});
+#else
+  return absl::FailedPreconditionError("device is 'cuda'; this build has the CPU backend only");
+#endif
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& options) {
+  DType dtype;
+  if (options.dtype == "float32") {
+    dtype = DType::kFloat32;
+  } else if (options.dtype == "bfloat16") {
+    dtype = DType::kBFloat16;
+  } else {
+    return absl::InvalidArgumentError(
+        absl::StrCat("dtype is '", options.dtype, "'; there are float32 and bfloat16"));
+  }
+  if (options.determinism != "strict" && options.determinism != "fast") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("determinism is '", options.determinism, "'; there are strict and fast"));
+  }
+  if (options.device == "cpu") return OpenCpu(options, dtype);
+  if (options.device == "cuda") return OpenCuda(options, dtype);
+  if (options.device != "auto") {
+    return absl::InvalidArgumentError(
+        absl::StrCat("device is '", options.device, "'; there are cpu, cuda and auto"));
+  }
+  auto cuda = OpenCuda(options, dtype);
+  // No GPU, or none that will do: the CPU is what there is. One that is full is somebody's mistake.
+  if (cuda.status().code() != absl::StatusCode::kFailedPrecondition) return cuda;
+  return OpenCpu(options, dtype);
 }
 
 }  // namespace sensorium

@@ -10,8 +10,11 @@
 namespace sensorium {
 
 struct BackendOptions {
-  std::string device = "auto";    // "cpu", or "auto": the best there is in this build
+  std::string device = "auto";    // "cpu", "cuda", or "auto": a GPU if there is one, else the CPU
   std::string dtype = "float32";  // storage and arithmetic: "float32" (exact) or "bfloat16"
+  // cuda: "strict" gives a request the same bits in every batch; "fast" leaves products of many rows to
+  // cuBLASLt, whose last bits may change with the number of rows.
+  std::string determinism = "strict";
   std::string cpu_level = "auto";  // cpu: instructions used; "auto": the best this machine has
   int threads = 0;                // cpu: 0 takes the cores this process may use
   bool pin_threads = false;       // cpu: bind each thread to a core

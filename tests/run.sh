@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every test: installs what is missing, builds, tests. Repeat runs build only what changed.
 #
-#   bash tests/run.sh [PRESET] [ctest arguments]    PRESET: cpu (default), asan or tsan
+#   bash tests/run.sh [PRESET] [ctest arguments]    PRESET: cpu (default), cuda, asan or tsan
 #   bash tests/run.sh all [ctest arguments]    cpu, then the engine, op, media and loader tests again
 #                                              under asan and tsan; with CI=true the default
 set -euo pipefail
@@ -11,13 +11,14 @@ presets=(cpu)
 if [ "${CI:-}" = true ]; then presets=(cpu asan tsan); fi
 sanitized=()  # ctest arguments that choose what runs under the sanitizers
 case "${1:-}" in
-  cpu|asan|tsan) presets=("$1"); shift ;;
+  cpu|cuda|asan|tsan) presets=("$1"); shift ;;
   all) presets=(cpu asan tsan); shift ;;
   --help|-h) sed -n '2,6s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
 if [ ${#presets[@]} -gt 1 ]; then
-  # Where threads meet, where bytes of strangers are read, and where pointers are counted.
-  sanitized=(-L '^runtime/(engine|cpu|media|weights)$')
+  # Where threads meet, a device's among them, where bytes of strangers are read, and where pointers are
+  # counted.
+  sanitized=(-L '^(runtime/(engine|backend|cpu|media|weights)|cuda|cuda_emu)$')
 fi
 
 bash docker/install-deps.sh

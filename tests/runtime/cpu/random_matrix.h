@@ -1,11 +1,13 @@
-// Matrices for the tests of the matrix products: any dtype, strided rows, bytes at odd addresses,
-// and every byte that is not an element poisoned.
+// Matrices for the tests of the ops: any dtype, strided rows, bytes at odd addresses, and every byte
+// that is not an element poisoned. Their memory is the default memory resource's, which a device's
+// tests make one that the device can reach.
 #pragma once
 
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <memory_resource>
 #include <random>
 #include <vector>
 
@@ -123,7 +125,7 @@ class Matrix {
 
   int64_t rows_, columns_, stride_, offset_;
   DType dtype_;
-  std::vector<std::byte> bytes_;
+  std::pmr::vector<std::byte> bytes_;
 };
 
 }  // namespace sensorium

@@ -8,6 +8,12 @@
 
 namespace sensorium {
 
+std::vector<float> Floats(Backend& backend, ConstTensorView x) {
+  std::vector<float> y(x.elements());
+  backend.CopyToHost(y, x);
+  return y;
+}
+
 std::string ReadTestFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   CHECK(file.good()) << "cannot read " << path;

@@ -1,5 +1,5 @@
 // Runs one loaded model without the engine: the forward passes a test wants, one sequence or several
-// at a time, on the CPU backend.
+// at a time, on the backend that the test's binary is linked with.
 #pragma once
 
 #include <memory>
@@ -8,18 +8,24 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "runtime/cpu/cpu_backend.h"
+#include "runtime/backend/backend.h"
 #include "runtime/engine/loaded_model.h"
 #include "runtime/engine/step_batch.h"
 
 namespace sensorium {
 
+// cpu_model_backend.cc or cuda_emulated_model_backend.cc.
+std::unique_ptr<Backend> MakeModelBackend(DType dtype, const std::string& variant);
+// Further ways this backend computes on this machine, beside its default "": the CPU's levels.
+std::vector<std::string> ModelBackendVariants();
+// An emulated device takes a hundred times as long: the same tests run on fewer cases.
+extern const bool kModelBackendIsEmulated;
+
 class ModelRunner {
  public:
-  explicit ModelRunner(const std::string& dir, CpuBackendOptions options = {}) {
-    auto backend = CpuBackend::Create(options);
-    CHECK(backend.ok()) << backend.status();
-    backend_ = *std::move(backend);
+  explicit ModelRunner(const std::string& dir, DType dtype = DType::kFloat32,
+                       const std::string& variant = "")
+      : backend_(MakeModelBackend(dtype, variant)) {
     auto model = LoadedModel::Load("test", dir, *backend_, nullptr);
     CHECK(model.ok()) << model.status();
     model_ = *std::move(model);
@@ -30,7 +36,13 @@ class ModelRunner {
     constexpr int32_t kBlocks = 400;
     arena_ = *backend_->Allocate(block_bytes * kBlocks);
     // Unwritten slots must never matter.
-    std::fill_n(reinterpret_cast<float*>(arena_->data()), block_bytes * kBlocks / 4, NAN);
+    const std::vector<float> nan(block_bytes / 4, NAN);
+    for (int32_t b = 0; b < kBlocks; ++b) {
+      backend_->CopyFromHost({arena_->data() + b * block_bytes,
+                              DType::kFloat32,
+                              {1, static_cast<int64_t>(nan.size())}},
+                             nan);
+    }
     m.self_kv = {arena_->data(), block_bytes, kBlocks, layout};
     m.cross_kv = m.self_kv;
     blocks_ = std::make_unique<BlockAllocator>(kBlocks);
@@ -91,6 +103,9 @@ class ModelRunner {
   std::unique_ptr<BlockAllocator> blocks_;
   Workspace workspace_;
 };
+
+// The rows of a float32 array, one behind the other.
+std::vector<float> Floats(Backend& backend, ConstTensorView x);
 
 // Reads a test file; fails the test when it is missing.
 std::string ReadTestFile(const std::string& path);

@@ -1,14 +1,12 @@
-// Every op of the seam but attention (attention_test.cc) on every CPU level and dtype, against
+// Every op of the seam but attention (attention_test.cc) on every backend and dtype, against
 // tests/reference.
 #include <algorithm>
 #include <cstring>
 #include <numeric>
 
-#include "absl/status/status.h"
-#include "runtime/cpu/host_limits.h"
 #include "tests/reference/linear.h"
 #include "tests/reference/norms.h"
-#include "tests/runtime/cpu/ops_fixture.h"
+#include "tests/runtime/backend/ops_fixture.h"
 
 namespace sensorium {
 namespace {
@@ -21,7 +19,7 @@ TEST_P(OpsTest, RmsNormMatchesTheReference) {
     for (DType y_type : Acts()) {
       for (int64_t n : kWidths) {
         const Matrix x = Random(7, n, x_type);
-        const std::vector<float> weight = RandomVector(rng_, n);
+        const std::pmr::vector<float> weight = RandomVector(rng_, n);
         const reference::Array truth = reference::RmsNorm(Truth(x), Truth(weight), 1e-5);
         const Tolerance t = {ToleranceOf(y_type).result, ToleranceOf(x_type).operation};
         Matrix y = Poisoned(7, n, y_type);
@@ -51,7 +49,7 @@ TEST_P(OpsTest, LayerNormMatchesTheReferenceFarFromZero) {
       for (int64_t n : kWidths) {
         Matrix x = Random(5, n, x_type);
         for (int64_t c = 0; c < n; ++c) x.Set(2, c, x.Get(2, c) + 100);  // a mean that cancels
-        const std::vector<float> weight = RandomVector(rng_, n), bias = RandomVector(rng_, n);
+        const std::pmr::vector<float> weight = RandomVector(rng_, n), bias = RandomVector(rng_, n);
         const reference::Array truth =
             reference::LayerNorm(Truth(x), Truth(weight), Truth(bias), 1e-5);
         reference::Array magnitude = truth;
@@ -166,7 +164,7 @@ TEST_P(OpsTest, CopiesConvertBetweenActivationsExactly) {
         for (int64_t c = 0; c < 97; ++c) ASSERT_EQ(y.Get(r, c), x.GetAs(to, r, c));
       EXPECT_TRUE(y.PaddingUntouched());
     }
-    std::vector<float> host = RandomVector(rng_, 9 * 97);
+    const std::pmr::vector<float> host = RandomVector(rng_, 9 * 97);
     Matrix x = Poisoned(9, 97, from);
     be_->CopyFromHost(x.view(), host);
     Matrix rounded(1, 9 * 97, from);
@@ -174,7 +172,7 @@ TEST_P(OpsTest, CopiesConvertBetweenActivationsExactly) {
     for (int64_t i = 0; i < 9 * 97; ++i) ASSERT_EQ(x.Get(i / 97, i % 97), rounded.Get(0, i));
     EXPECT_TRUE(x.PaddingUntouched());
     if (from != kF32) continue;
-    std::vector<float> back(9 * 97);
+    std::pmr::vector<float> back(9 * 97);
     be_->CopyToHost(back, View(x));
     EXPECT_EQ(back, host);
   }
@@ -185,14 +183,16 @@ TEST_P(OpsTest, UploadWidensAnyTypeExactly) {
     const Matrix x = Random(4, 33, t);
     const auto buffer = be_->UploadFloat32(View(x));
     ASSERT_EQ(buffer->size_bytes(), 4u * 33 * 4);
-    const float* y = reinterpret_cast<const float*>(buffer->data());
+    std::vector<float> y(4 * 33);
+    be_->CopyToHost(y, ConstTensorView(buffer->data(), kF32, {4, 33}));
     for (int64_t i = 0; i < 4 * 33; ++i) ASSERT_EQ(y[i], x.Get(i / 33, i % 33));
   }
   // Every float16 there is, infinities, denormals and NaNs among them.
   Matrix all(64, 1024, kF16);
   for (int i = 0; i < 65536; ++i) all.SetBits(i / 1024, i % 1024, static_cast<uint16_t>(i));
   const auto buffer = be_->UploadFloat32(View(all));
-  const float* y = reinterpret_cast<const float*>(buffer->data());
+  std::vector<float> y(65536);
+  be_->CopyToHost(y, ConstTensorView(buffer->data(), kF32, {64, 1024}));
   for (int i = 0; i < 65536; ++i) {
     const float truth = static_cast<float>(FromFloat16(static_cast<uint16_t>(i)));
     ASSERT_TRUE(y[i] == truth || (std::isnan(y[i]) && std::isnan(truth))) << i;
@@ -295,12 +295,12 @@ TEST_P(OpsTest, MixtureOfExpertsMatchesTheReference) {
   }
   const Matrix logits = Random(kTokens, kExperts, kF32);
   const reference::Route route = reference::MoeRoute(Truth(logits), kChosen);
-  std::vector<int32_t> ids(kTokens * kChosen, -7);
+  std::pmr::vector<int32_t> ids(kTokens * kChosen, -7);
   const TensorView ids_view(reinterpret_cast<std::byte*>(ids.data()), DType::kInt32,
                             {kTokens, kChosen});
   Matrix weights(kTokens, kChosen, kF32);
   be_->MoeRoute(ids_view, weights.view(), View(logits));
-  EXPECT_EQ(ids, route.ids);
+  EXPECT_TRUE(std::ranges::equal(ids, route.ids));
   for (int64_t i = 0; i < kTokens * kChosen; ++i)
     ASSERT_NEAR(weights.Get(i / kChosen, i % kChosen), route.weights[i], 1e-6);
 
@@ -328,10 +328,23 @@ TEST_P(OpsTest, MixtureOfExpertsMatchesTheReference) {
   }
 }
 
+TEST_P(OpsTest, RouterPrefersTheLowestIdOnTiesAndNumbersToNaN) {
+  Matrix logits(3, 6, kF32, 3);  // what is not set is NaN
+  const float rows[2][6] = {{1, 3, 2, 3, -5, 2}, {0, 0, 0, 0, 0, 0}};
+  for (int r = 0; r < 2; ++r)
+    for (int e = 0; e < 6; ++e) logits.Set(r, e, rows[r][e]);
+  std::pmr::vector<int32_t> ids(3 * 4, -1);
+  Matrix weights(3, 4, kF32);
+  const TensorView ids_view(reinterpret_cast<std::byte*>(ids.data()), DType::kInt32, {3, 4});
+  be_->MoeRoute(ids_view, weights.view(), View(logits));
+  EXPECT_EQ(ids, (std::pmr::vector<int32_t>{1, 3, 2, 5, 0, 1, 2, 3, 0, 1, 2, 3}));
+  EXPECT_EQ(weights.Get(1, 3), 1.f / 6);
+}
+
 // Each op on one row at a time gives the bits of that row in the batch.
 TEST_P(OpsTest, ARowNeverSeesItsNeighbours) {
   const int64_t rows = 23, n = 131;
-  const std::vector<float> weight = RandomVector(rng_, n), bias = RandomVector(rng_, n);
+  const std::pmr::vector<float> weight = RandomVector(rng_, n), bias = RandomVector(rng_, n);
   const Matrix w = Random(n, n, kF32);
   const LinearSource source = {View(w), {}};
   const auto packed = be_->PackLinear({&source, 1});
@@ -368,7 +381,7 @@ TEST_P(OpsTest, ARowNeverSeesItsNeighbours) {
 
 TEST_P(OpsTest, EmptyBatchesDoNothing) {
   const TensorView none(nullptr, dtype(), {0, 16}), none_f32(nullptr, kF32, {0, 16});
-  const std::vector<float> weight(16, 1.f);
+  const std::pmr::vector<float> weight(16, 1.f);
   be_->RmsNorm(none, none, Vector(weight), 1e-5f);
   be_->SiluMul(none, none, none);
   be_->Copy(none, none);
@@ -376,45 +389,10 @@ TEST_P(OpsTest, EmptyBatchesDoNothing) {
   be_->Rope(none.SplitColumns(2), {}, std::vector<float>(4));
 }
 
-INSTANTIATE_TEST_SUITE_P(Levels, OpsTest,
-                         ::testing::Combine(::testing::ValuesIn(AvailableCpuLevels()),
+INSTANTIATE_TEST_SUITE_P(Backends, OpsTest,
+                         ::testing::Combine(::testing::ValuesIn(BackendsUnderTest()),
                                             ::testing::Values(kF32, kBf16)),
-                         [](const auto& info) {
-                           return std::string(Name(std::get<0>(info.param))) + "_" +
-                                  std::string(Name(std::get<1>(info.param)));
-                         });
-
-TEST(CpuBackendTest, RefusesWhatItCannotBe) {
-  EXPECT_EQ(CpuBackend::Create({.dtype = kF16, .level = {}}).status().code(),
-            absl::StatusCode::kInvalidArgument);
-  EXPECT_EQ(CpuBackend::Create({.threads = -1, .level = {}}).status().code(),
-            absl::StatusCode::kInvalidArgument);
-  if (DetectCpuLevel() < CpuLevel::kAvx512Bf16) {
-    EXPECT_EQ(CpuBackend::Create({.level = CpuLevel::kAvx512Bf16}).status().code(),
-              absl::StatusCode::kFailedPrecondition);
-  }
-}
-
-TEST(CpuBackendTest, SaysWhatItRunsOn) {
-  const auto backend = CpuBackend::Create({.threads = 2, .level = CpuLevel::kPortable});
-  ASSERT_TRUE(backend.ok());
-  EXPECT_EQ((*backend)->description(), "cpu portable, 2 threads");
-  EXPECT_GE(UsableCores(), 1);
-}
-
-TEST(CpuBackendTest, AllocatesAlignedMemoryOrSaysBothNumbers) {
-  const auto backend = CpuBackend::Create({.threads = 1, .level = {}});
-  ASSERT_TRUE(backend.ok());
-  auto buffer = (*backend)->Allocate(1000);
-  ASSERT_TRUE(buffer.ok());
-  EXPECT_EQ(reinterpret_cast<uintptr_t>((*buffer)->data()) % 64, 0u);
-  EXPECT_EQ((*buffer)->size_bytes(), 1000u);
-  EXPECT_TRUE((*backend)->Allocate(0).ok());
-  const auto huge = (*backend)->Allocate(size_t{1} << 60).status();
-  EXPECT_EQ(huge.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_NE(huge.message().find("1152921504606846976"), absl::string_view::npos);
-  EXPECT_NE(huge.message().find("available"), absl::string_view::npos);
-}
+                         OpsTestName);
 
 }  // namespace
 }  // namespace sensorium

@@ -1,9 +1,12 @@
-// One CPU backend per level and dtype, and how far its results may be from the truth.
+// One suite over every op of the seam. A binary of it runs on the backends its BackendsUnderTest
+// names, each with both storage types; here is how far results may be from the truth.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
+#include <functional>
 #include <memory>
+#include <memory_resource>
 #include <random>
 #include <span>
 #include <sstream>
@@ -13,7 +16,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "runtime/cpu/cpu_backend.h"
+#include "runtime/backend/backend.h"
 #include "tests/reference/array.h"
 #include "tests/runtime/cpu/random_matrix.h"
 
@@ -30,15 +33,20 @@ constexpr Tolerance ToleranceOf(DType t) {
   return t == DType::kBFloat16 ? Tolerance{0x1p-8, 0x1p-7} : Tolerance{0x1p-22, 0x1p-20};
 }
 
-class OpsTest : public ::testing::TestWithParam<std::tuple<CpuLevel, DType>> {
+struct BackendUnderTest {
+  std::string name;  // letters, digits and underscores
+  std::function<std::unique_ptr<Backend>(DType dtype, int threads)> make;  // CHECKs that it can
+};
+// cpu_under_test.cc: each CPU level of this machine. cuda_emulated_under_test.cc: the CUDA backend on
+// the emulated device, in several orders of its threads.
+std::vector<BackendUnderTest> BackendsUnderTest();
+
+class OpsTest : public ::testing::TestWithParam<std::tuple<BackendUnderTest, DType>> {
  protected:
-  static std::unique_ptr<Backend> MakeBackend(CpuLevel level, DType dtype, int threads) {
-    auto backend = CpuBackend::Create({.dtype = dtype, .threads = threads, .level = level});
-    CHECK(backend.ok()) << backend.status().ToString();
-    return std::move(backend).value();
+  std::unique_ptr<Backend> MakeBackend(int threads) const {
+    return std::get<0>(GetParam()).make(dtype(), threads);
   }
 
-  CpuLevel level() const { return std::get<0>(GetParam()); }
   DType dtype() const { return std::get<1>(GetParam()); }
   // The dtypes that an activation may have.
   std::vector<DType> Acts() const {
@@ -53,8 +61,12 @@ class OpsTest : public ::testing::TestWithParam<std::tuple<CpuLevel, DType>> {
   int64_t Below(int64_t n) { return std::uniform_int_distribution<int64_t>(0, n - 1)(rng_); }
 
   std::mt19937 rng_{20250311};
-  std::unique_ptr<Backend> be_ = MakeBackend(level(), dtype(), 3);
+  std::unique_ptr<Backend> be_ = MakeBackend(3);
 };
+
+inline std::string OpsTestName(const ::testing::TestParamInfo<OpsTest::ParamType>& info) {
+  return std::get<0>(info.param).name + "_" + std::string(Name(std::get<1>(info.param)));
+}
 
 // The values as doubles; `as` bfloat16: as the backend reads them where it stores that type.
 inline reference::Array Truth(const Matrix& m, DType as = DType::kFloat32) {
@@ -67,18 +79,18 @@ inline reference::Array Truth(const Matrix& m, DType as = DType::kFloat32) {
 inline ConstTensorView View(const Matrix& m) { return m.view(); }
 
 // A contiguous float32 vector.
-inline ConstTensorView Vector(const std::vector<float>& v) {
+inline ConstTensorView Vector(const std::pmr::vector<float>& v) {
   return {reinterpret_cast<const std::byte*>(v.data()),
           DType::kFloat32,
           {static_cast<int64_t>(v.size())}};
 }
-inline std::vector<float> RandomVector(std::mt19937& rng, int64_t n) {
+inline std::pmr::vector<float> RandomVector(std::mt19937& rng, int64_t n) {
   std::normal_distribution<float> normal;
-  std::vector<float> v(n);
+  std::pmr::vector<float> v(n);
   for (float& x : v) x = normal(rng);
   return v;
 }
-inline reference::Array Truth(const std::vector<float>& v) {
+inline reference::Array Truth(const std::pmr::vector<float>& v) {
   reference::Array a(1, static_cast<int64_t>(v.size()));
   std::copy(v.begin(), v.end(), a.values.begin());
   return a;

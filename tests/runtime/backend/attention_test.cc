@@ -1,11 +1,11 @@
-// The attention ops on every CPU level and dtype: the truth, what may never be read, and that a
+// The attention ops on every backend and dtype: the truth, what may never be read, and that a
 // row's bits depend on nothing but its own keys.
 #include <algorithm>
 #include <cstring>
 #include <numeric>
 
 #include "tests/reference/attention.h"
-#include "tests/runtime/cpu/ops_fixture.h"
+#include "tests/runtime/backend/ops_fixture.h"
 
 namespace sensorium {
 namespace {
@@ -30,8 +30,7 @@ class PagedSequences {
     max_blocks_ = 2;  // entries behind a sequence's blocks
     for (int64_t n : this->lengths) max_blocks_ = std::max(max_blocks_, Blocks(n) + 2);
     stride_ = be.KvBlockBytes(layout) + 64;
-    arena_ = be.Allocate(blocks * stride_).value();
-    std::memset(arena_->data(), 0xff, arena_->size_bytes());  // NaN in every type
+    arena_.resize(blocks * stride_ + 64);
     num_blocks_ = static_cast<int32_t>(blocks);
     ShuffleBlocks();
     const int64_t columns = int64_t{layout.kv_heads} * layout.head_dim;
@@ -51,10 +50,13 @@ class PagedSequences {
     size_t next = 0;
     for (size_t s = 0; s < lengths.size(); ++s)
       for (int64_t b = 0; b < Blocks(lengths[s]); ++b) table_[s * max_blocks_ + b] = ids[next++];
-    std::memset(arena_->data(), 0xff, arena_->size_bytes());
+    std::fill(arena_.begin(), arena_.end(), std::byte{0xff});  // NaN in every type
   }
 
-  KvCacheView view() { return {arena_->data(), stride_, num_blocks_, layout}; }
+  KvCacheView view() {
+    const auto address = reinterpret_cast<uintptr_t>(arena_.data());
+    return {arena_.data() + (64 - address % 64) % 64, stride_, num_blocks_, layout};
+  }
   int64_t Slot(size_t s, int64_t position) const {
     return int64_t{table_[s * max_blocks_ + position / layout.block_size]} * layout.block_size +
            position % layout.block_size;
@@ -101,7 +103,7 @@ class PagedSequences {
   int64_t max_blocks_ = 0;
   size_t stride_ = 0;
   int32_t num_blocks_ = 0;
-  std::unique_ptr<DeviceBuffer> arena_;
+  std::pmr::vector<std::byte> arena_;  // the blocks begin at its first multiple of 64 bytes
   std::vector<BlockId> table_;
 };
 
@@ -171,7 +173,7 @@ TEST_P(AttentionTest, BitsDoNotDependOnChunksNeighboursBlocksOrThreads) {
     seqs.Attend(*be_, whole.view().SplitColumns(heads), View(q).SplitColumns(heads), 0, {0},
                 {0, static_cast<int32_t>(length)}, {static_cast<int32_t>(length)}, scale, true);
 
-    const auto one_thread = MakeBackend(level(), dtype(), 1);
+    const auto one_thread = MakeBackend(1);
     for (int64_t longest_chunk : {1, 40}) {
       seqs.ShuffleBlocks();
       seqs.Store(1, 0, 0, 70);
@@ -193,6 +195,45 @@ TEST_P(AttentionTest, BitsDoNotDependOnChunksNeighboursBlocksOrThreads) {
         }
         begin += n;
       }
+    }
+  }
+}
+
+// A backend may cut a long context and merge the pieces: in one chunk, whose rows have different
+// numbers of pieces, and token by token beside a stranger, the same bits, and the right ones.
+TEST_P(AttentionTest, LongContextsAnswerAlikeInChunksAndTokenByToken) {
+  for (const auto& [heads, kv_heads, dims] : {std::tuple<int, int, int>{2, 1, 64}, {2, 2, 48}}) {
+    const int64_t length = 1050, first = 1000, rows = length - first;
+    const int64_t columns = int64_t{heads} * dims;
+    PagedSequences seqs(*be_, rng_,
+                        {.layers = 1, .kv_heads = kv_heads, .head_dim = dims, .block_size = 32},
+                        {length, 600});
+    seqs.Store(0, 0, 0, length);
+    seqs.Store(1, 0, 0, 600);
+    const Matrix q = Random(rows, columns, dtype());
+    const float scale = 0.2f;
+    Matrix whole = Poisoned(rows, columns, dtype());
+    seqs.Attend(*be_, whole.view().SplitColumns(heads), View(q).SplitColumns(heads), 0, {0},
+                {0, static_cast<int32_t>(rows)}, {static_cast<int32_t>(length)}, scale, true);
+    reference::Array own(rows, columns);
+    std::vector<int64_t> limits;
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t d = 0; d < columns; ++d) own(r, d) = q.GetAs(dtype(), r, d);
+      limits.push_back(first + r + 1);
+    }
+    const auto truth = reference::Attention(own, Truth(seqs.k[0]), Truth(seqs.v[0]), heads,
+                                            kv_heads, limits, scale);
+    ExpectNear(whole, truth.y, truth.magnitude, AttentionTolerance(dtype()));
+
+    for (int64_t r = 0; r < rows; r += 7) {
+      Matrix two(2, columns, dtype()), y = Poisoned(2, columns, dtype());
+      for (int64_t i = 0; i < 2; ++i) {
+        std::memcpy(two.view().Rows(i, i + 1).bytes(), View(q).Rows(r, r + 1).bytes(),
+                    columns * SizeOf(dtype()));
+      }
+      seqs.Attend(*be_, y.view().SplitColumns(heads), View(two).SplitColumns(heads), 0, {1, 0},
+                  {0, 1, 2}, {600, static_cast<int32_t>(first + r + 1)}, scale, true);
+      EXPECT_TRUE(y.SameRowBits(1, whole, r)) << r;
     }
   }
 }
@@ -219,15 +260,15 @@ TEST_P(AttentionTest, StoreWritesItsSlotsAloneAndSkipsNegativeOnes) {
   const KvLayout layout = {.layers = 2, .kv_heads = 3, .head_dim = 48, .block_size = 48};
   const size_t bytes = be_->KvBlockBytes(layout);
   EXPECT_EQ(bytes % 64, 0u);
-  const auto arena = be_->Allocate(2 * bytes).value();
-  std::memset(arena->data(), 0xff, 2 * bytes);
-  const KvCacheView kv = {arena->data(), bytes, 2, layout};
+  std::pmr::vector<std::byte> arena(2 * bytes + 64, std::byte{0xff});
+  std::byte* blocks = arena.data() + (64 - reinterpret_cast<uintptr_t>(arena.data()) % 64) % 64;
+  const KvCacheView kv = {blocks, bytes, 2, layout};
   const Matrix k = Random(4, 144, dtype()), v = Random(4, 144, dtype());
   const std::vector<int64_t> slots = {95, -1, 3, 4};
   be_->StoreKv(kv, 1, View(k).SplitColumns(3), View(v).SplitColumns(3), slots);
   size_t written = 0;
   for (size_t i = 0; i < 2 * bytes; i += SizeOf(dtype())) {
-    written += std::any_of(arena->data() + i, arena->data() + i + SizeOf(dtype()),
+    written += std::any_of(blocks + i, blocks + i + SizeOf(dtype()),
                            [](std::byte b) { return b != std::byte{0xff}; });
   }
   EXPECT_EQ(written, 3u * 2 * 144);  // three tokens' K and V
@@ -302,7 +343,7 @@ TEST_P(AttentionTest, EncoderBitsDoNotDependOnNeighboursOrThreads) {
                         0.125f);
   };
   run(*be_, all.view(), View(q), 0, seqs);
-  const auto one_thread = MakeBackend(level(), dtype(), 1);
+  const auto one_thread = MakeBackend(1);
   for (int64_t s = 0; s < seqs; ++s) {
     Matrix alone = Poisoned(q_len, columns, dtype());
     run(*one_thread, alone.view(), View(q).Rows(s * q_len, (s + 1) * q_len), s, 1);
@@ -314,13 +355,10 @@ TEST_P(AttentionTest, EncoderBitsDoNotDependOnNeighboursOrThreads) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Levels, AttentionTest,
-                         ::testing::Combine(::testing::ValuesIn(AvailableCpuLevels()),
+INSTANTIATE_TEST_SUITE_P(Backends, AttentionTest,
+                         ::testing::Combine(::testing::ValuesIn(BackendsUnderTest()),
                                             ::testing::Values(kF32, kBf16)),
-                         [](const auto& info) {
-                           return std::string(Name(std::get<0>(info.param))) + "_" +
-                                  std::string(Name(std::get<1>(info.param)));
-                         });
+                         OpsTestName);
 
 }  // namespace
 }  // namespace sensorium

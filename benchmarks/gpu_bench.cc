@@ -1,0 +1,332 @@
+// Each kernel of the CUDA backend at sizes of the published models, and a bundled model's decode:
+// time, bytes, operations and their share of the device's peak, as a table and as JSON.
+//
+//   gpu_bench [--small] [--json FILE]     --small: tiny sizes, to test this program itself
+//   gpu_bench --probe                     says which device there is, or fails
+//
+// Bytes and operations are the least an op has to move and do (its inputs once, its outputs once),
+// so a share of the peak is of the ideal. On the emulated device nothing is timed: there is no time
+// to tell.
+#include <cuda_runtime.h>
+
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <functional>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "cuda/cuda_backend.h"
+#include "nlohmann/json.hpp"
+#include "tests/runtime/models/model_runner.h"
+
+namespace sensorium {
+namespace {
+
+struct Peak {
+  double bytes_per_us = 0;  // from the device's own memory clock and bus
+  double flops_per_us = 0;  // dense bfloat16, NVIDIA's data sheets; 0: not in the list
+};
+
+Peak PeakOf(const std::string& device) {
+  Peak peak;
+  int khz = 0, bits = 0;
+  cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, 0);
+  cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, 0);
+  peak.bytes_per_us = 2.0 * khz * 1e3 * bits / 8 / 1e6;  // two transfers a clock
+  const std::pair<const char*, double> kTeraflops[] = {
+      {"A100", 312}, {"L4", 121}, {"H100", 989}, {"H200", 989}, {"B200", 2250}};
+  for (const auto& [name, teraflops] : kTeraflops) {
+    if (device.find(name) != device.npos) peak.flops_per_us = teraflops * 1e6;
+  }
+  return peak;
+}
+
+class Bench {
+ public:
+  Bench(Backend& be, bool small) : be_(be), small_(small) {
+    emulated_ = be.description().find("emulated") != std::string::npos;
+    peak_ = PeakOf(be.description());
+  }
+
+  void Run() {
+    Linears();
+    Rows();
+    Attention();
+    Mixture();
+  }
+  void AddDecode(const std::string& model);
+  void Print() const;
+  nlohmann::json Json() const {
+    return {{"device", be_.description()}, {"emulated", emulated_}, {"kernels", rows_}};
+  }
+
+ private:
+  int64_t Size(int64_t n) const { return small_ ? std::max<int64_t>(64, n / 64 / 64 * 64) : n; }
+  int64_t Count(int64_t n) const { return small_ ? std::min<int64_t>(n, 3) : n; }
+
+  // A device array of small random numbers.
+  TensorView Array(DType type, std::initializer_list<int64_t> shape) {
+    int64_t rows = *shape.begin(), elements = 1;
+    for (int64_t n : shape) elements *= n;
+    buffers_.push_back(*be_.Allocate(static_cast<size_t>(elements) * SizeOf(type)));
+    const TensorView flat(buffers_.back()->data(), type, {rows, elements / rows});
+    std::vector<float> row(elements / rows);
+    std::normal_distribution<float> normal;
+    for (float& v : row) v = normal(rng_);
+    for (int64_t r = 0; r < rows; ++r) be_.CopyFromHost(flat.Rows(r, r + 1), row);
+    return {buffers_.back()->data(), type, shape};
+  }
+  std::unique_ptr<LinearWeight> Weight(int64_t out, int64_t in) {
+    std::vector<float> values(out * in);
+    for (size_t i = 0; i < values.size(); ++i) values[i] = 0.01f * static_cast<float>(i % 17);
+    const LinearSource source = {
+        {reinterpret_cast<const std::byte*>(values.data()), DType::kFloat32, {out, in}}, {}};
+    return be_.PackLinear({&source, 1});
+  }
+  void Wait() {
+    float value;
+    be_.CopyToHost({&value, 1}, one_);
+  }
+
+  // Runs the op until it has taken a tenth of a second; the average of one.
+  void Add(const std::string& name, double bytes, double flops, const std::function<void()>& op) {
+    nlohmann::json row = {{"name", name}, {"bytes", bytes}, {"flops", flops}};
+    op();
+    Wait();
+    if (!emulated_) {
+      using Clock = std::chrono::steady_clock;
+      double us = 0;
+      for (int64_t n = 10; us < 1e5; n *= 4) {
+        const auto begin = Clock::now();
+        for (int64_t i = 0; i < n; ++i) op();
+        Wait();
+        us = std::chrono::duration<double, std::micro>(Clock::now() - begin).count();
+        row["us"] = us / static_cast<double>(n);
+      }
+      const double one = row["us"];
+      row["share_of_bandwidth"] = bytes / one / peak_.bytes_per_us;
+      if (peak_.flops_per_us > 0) row["share_of_flops"] = flops / one / peak_.flops_per_us;
+    }
+    rows_.push_back(row);
+  }
+
+  void Linears();
+  void Rows();
+  void Attention();
+  void Mixture();
+
+  Backend& be_;
+  const bool small_;
+  bool emulated_ = false;
+  Peak peak_;
+  std::mt19937 rng_{1};
+  std::vector<std::unique_ptr<DeviceBuffer>> buffers_;
+  TensorView one_ = Array(DType::kFloat32, {1, 1});
+  nlohmann::json rows_ = nlohmann::json::array();
+};
+
+constexpr DType kBf16 = DType::kBFloat16, kF32 = DType::kFloat32;
+
+// Molmo 7B-D: qkv and both halves of the MLP.
+void Bench::Linears() {
+  struct Shape {
+    const char* name;
+    int64_t in, out;
+  };
+  for (const Shape& s :
+       {Shape{"qkv", 3584, 4608}, {"up_gate", 3584, 37888}, {"down", 18944, 3584}}) {
+    const int64_t in = Size(s.in), out = Size(s.out);
+    const auto w = Weight(out, in);
+    for (int64_t rows : {1, 8, 64, 512}) {
+      const TensorView x = Array(kBf16, {Count(rows), in}), y = Array(kBf16, {Count(rows), out});
+      const double n = static_cast<double>(Count(rows)), i = static_cast<double>(in),
+                   o = static_cast<double>(out);
+      Add("linear " + std::string(s.name) + ", " + std::to_string(rows) + " rows",
+          2 * (i * o + n * i + n * o), 2 * n * i * o, [&] { be_.Linear(y, x, *w); });
+    }
+  }
+}
+
+void Bench::Rows() {
+  const int64_t rows = Count(512), hidden = Size(3584), ffn = Size(18944);
+  const double n = static_cast<double>(rows * hidden), f = static_cast<double>(rows * ffn);
+  const TensorView x = Array(kF32, {rows, hidden}), h = Array(kBf16, {rows, hidden}),
+                   up = Array(kBf16, {rows, ffn}), gate = Array(kBf16, {rows, ffn}),
+                   weight = Array(kF32, {1, hidden});
+  const ConstTensorView vector(weight.bytes(), kF32, {hidden});
+  Add("rms_norm, 512 rows", 6 * n, 4 * n, [&] { be_.RmsNorm(h, x, vector, 1e-6f); });
+  Add("layer_norm, 512 rows", 6 * n, 8 * n, [&] { be_.LayerNorm(h, x, vector, vector, 1e-6f); });
+  Add("silu_mul, 512 rows", 6 * f, 6 * f, [&] { be_.SiluMul(up, up, gate); });
+  std::vector<int32_t> positions(rows);
+  std::iota(positions.begin(), positions.end(), 0);
+  const std::vector<float> inv_freq(32, 0.1f);
+  Add("rope, 512 rows", 4 * n, 3 * n,
+      [&] { be_.Rope(h.SplitColumns(hidden / 64), positions, inv_freq); });
+}
+
+// Molmo 7B-D's decoder, ViT-L at 336 pixels, Whisper large's encoder.
+void Bench::Attention() {
+  const int32_t context = static_cast<int32_t>(Size(2048)), block = 16, dims = 128, kv_heads = 4,
+                heads = 28, seqs = static_cast<int32_t>(Count(8)), blocks = context / block;
+  const KvLayout layout = {
+      .layers = 1, .kv_heads = kv_heads, .head_dim = dims, .block_size = block};
+  const size_t stride = be_.KvBlockBytes(layout);
+  const TensorView arena = Array(kBf16, {seqs * blocks, static_cast<int64_t>(stride / 2)});
+  const KvCacheView kv = {arena.bytes(), stride, seqs * blocks, layout};
+  std::vector<BlockId> tables(seqs * blocks);
+  std::iota(tables.begin(), tables.end(), 0);
+  const auto add = [&](const std::string& name, int32_t n, int32_t rows) {
+    std::vector<int32_t> start(n + 1), length(n, context);
+    for (int32_t s = 0; s <= n; ++s) start[s] = s * rows;
+    const TensorView q = Array(kBf16, {n * rows, heads * dims});
+    const AttentionBatch batch = {start, length, std::span(tables).first(n * blocks), blocks};
+    const double keys = double{1} * n * context;
+    Add(name, keys * kv_heads * dims * 4 + 4.0 * n * rows * heads * dims,
+        4.0 * keys * rows * heads * dims, [&, q, batch] {
+          be_.PagedAttention(q.SplitColumns(heads), q.SplitColumns(heads), kv, 0, batch, 0.088f,
+                             /*causal=*/true);
+        });
+  };
+  add("paged_attention, decode of 1 at 2048", 1, 1);
+  add("paged_attention, decode of 8 at 2048", seqs, 1);
+  add("paged_attention, prefill of 512 at 2048", 1, static_cast<int32_t>(Size(512)));
+  for (const auto& [name, n, length, count] :
+       {std::tuple<const char*, int64_t, int64_t, int64_t>{"encoder_attention, 5 ViT crops", 5, 577,
+                                                           16},
+        {"encoder_attention, Whisper window", 1, 1500, 20}}) {
+    const int64_t rows = Count(n) * (small_ ? 70 : length), columns = Count(count) * 64;
+    const TensorView q = Array(kBf16, {rows, columns}), k = Array(kBf16, {rows, columns});
+    const double per_seq = static_cast<double>(rows / Count(n));
+    Add(name, 8.0 * static_cast<double>(rows * columns),
+        4.0 * static_cast<double>(rows * columns) * per_seq, [&, q, k] {
+          be_.EncoderAttention(q.SplitColumns(columns / 64), q.SplitColumns(columns / 64),
+                               k.SplitColumns(columns / 64), k.SplitColumns(columns / 64), Count(n),
+                               0.125f);
+        });
+  }
+}
+
+// MolmoE-1B: 8 of 64 experts.
+void Bench::Mixture() {
+  const int64_t hidden = Size(2048), ffn = Size(1024), experts = small_ ? 8 : 64,
+                k = small_ ? 2 : 8;
+  std::vector<ExpertWeights> weights;
+  for (int64_t e = 0; e < experts; ++e) {
+    weights.push_back({Weight(2 * ffn, hidden), Weight(hidden, ffn)});
+  }
+  for (int64_t rows : {1, 8, 512}) {
+    const int64_t n = Count(rows);
+    const TensorView logits = Array(kF32, {n, experts}), x = Array(kBf16, {n, hidden}),
+                     y = Array(kF32, {n, hidden}), w = Array(kF32, {n, k});
+    buffers_.push_back(*be_.Allocate(n * k * 4));
+    const TensorView ids(buffers_.back()->data(), DType::kInt32, {n, k});
+    const double used = static_cast<double>(std::min(experts, n * k)), one = 3.0 * hidden * ffn;
+    Add("moe, " + std::to_string(rows) + " rows", 2 * used * one,
+        2 * static_cast<double>(n * k) * one, [&, logits, x, y, w, ids] {
+          be_.MoeRoute(ids, w, logits);
+          be_.AddMoe(y, x, ids, w, weights);
+        });
+  }
+}
+
+// Tokens a second of one and of eight sequences decoding side by side.
+void Bench::AddDecode(const std::string& model) {
+  ModelRunner runner(model, kBf16);
+  const int32_t kTokens = small_ ? 2 : 128;
+  for (int32_t seqs : {1, 8}) {
+    const int32_t n = static_cast<int32_t>(Count(seqs));
+    std::vector<BlockTable> tables;
+    for (int32_t s = 0; s < n; ++s) tables.push_back(runner.NewTable());
+    const auto begin = std::chrono::steady_clock::now();
+    const int32_t token = 5, first = 0;
+    for (int32_t position = 0; position < kTokens; ++position) {
+      StepBatch batch;
+      for (BlockTable& table : tables) {
+        table.Grow(position + 1);
+        batch.Add({.tokens = std::span(&token, 1),
+                   .first_position = position,
+                   .self = &table,
+                   .cross = nullptr,
+                   .cross_len = 0,
+                   .wanted = std::span(&first, 1),
+                   .features = {},
+                   .feature_rows = {},
+                   .feature_offsets = {}});
+      }
+      runner.Forward(batch);
+    }
+    const double seconds =
+        std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    nlohmann::json row = {{"name", "decode of molmo-mini, " + std::to_string(seqs) + " sequences"}};
+    if (!emulated_) row["tokens_per_second"] = n * kTokens / seconds;
+    rows_.push_back(row);
+  }
+}
+
+void Bench::Print() const {
+  std::printf("%s%s%s\n\n%-44s %10s %10s %10s %7s %7s\n", be_.description().c_str(),
+              emulated_ ? ": executed by emulation, never timed" : "",
+              small_ ? "; at tiny sizes, not those named" : "", "", "us", "MB", "GFLOP", "memory",
+              "math");
+  const auto number = [](const nlohmann::json& row, const char* key, double scale, int digits) {
+    char text[32] = "-";
+    if (row.contains(key)) {
+      std::snprintf(text, sizeof(text), "%.*f", digits, row[key].get<double>() * scale);
+    }
+    return std::string(text);
+  };
+  for (const auto& row : rows_) {
+    if (!row.contains("bytes")) {
+      std::printf("%-44s %s tokens/s\n", row["name"].get<std::string>().c_str(),
+                  number(row, "tokens_per_second", 1, 1).c_str());
+      continue;
+    }
+    std::printf("%-44s %10s %10s %10s %6s%% %6s%%\n", row["name"].get<std::string>().c_str(),
+                number(row, "us", 1, 1).c_str(), number(row, "bytes", 1e-6, 2).c_str(),
+                number(row, "flops", 1e-9, 2).c_str(),
+                number(row, "share_of_bandwidth", 100, 1).c_str(),
+                number(row, "share_of_flops", 100, 1).c_str());
+  }
+}
+
+int Main(int argc, char** argv) {
+  bool small = false, probe = false;
+  std::string json;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--small") == 0) {
+      small = true;
+    } else if (std::strcmp(argv[i], "--probe") == 0) {
+      probe = true;
+    } else if (std::strcmp(argv[i], "--json") == 0 && i + 1 < argc) {
+      json = argv[++i];
+    } else {
+      std::fprintf(stderr, "usage: gpu_bench [--probe] [--small] [--json FILE]\n");
+      return 2;
+    }
+  }
+  auto backend = CudaBackend::Create({.dtype = kBf16});
+  if (!backend.ok()) {
+    std::fprintf(stderr, "gpu_bench: %s\n", std::string(backend.status().message()).c_str());
+    return 1;
+  }
+  if (probe) {
+    std::printf("%s\n", (*backend)->description().c_str());
+    return 0;
+  }
+  Bench bench(**backend, small);
+  bench.Run();
+  bench.AddDecode(std::string(SENSORIUM_MODELS) + "/molmo-mini");
+  bench.Print();
+  if (!json.empty()) std::ofstream(json) << bench.Json().dump(1) << "\n";
+  return 0;
+}
+
+}  // namespace
+}  // namespace sensorium
+
+int main(int argc, char** argv) { return sensorium::Main(argc, argv); }

@@ -1,0 +1,607 @@
+#include "cuda/cuda_backend.h"
+
+#include <algorithm>
+#include <exception>
+#include <type_traits>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "cuda/cuda_error.h"
+#include "cuda/kernels/conv1d.h"
+#include "cuda/kernels/convert_rows.h"
+#include "cuda/kernels/layer_norm.h"
+#include "cuda/kernels/moe.h"
+#include "cuda/kernels/rms_norm.h"
+#include "cuda/kernels/rope.h"
+#include "cuda/kernels/silu_mul.h"
+#include "runtime/base/check.h"
+
+namespace sensorium {
+namespace {
+
+constexpr int kDevice = 0;
+
+using cuda::CeilDiv;
+using cuda::CudaBuffer;
+using cuda::CudaLinear;
+using cuda::CudaTable;
+using cuda::Uploads;
+
+cuda::Type TypeOf(DType t) {
+  CHECK(t == DType::kFloat32 || t == DType::kBFloat16) << Name(t);
+  return t == DType::kFloat32 ? cuda::Type::kFloat32 : cuda::Type::kBFloat16;
+}
+cuda::Rows RowsOf(const TensorView& v) { return {v.bytes(), v.row_stride(), TypeOf(v.dtype())}; }
+cuda::ConstRows RowsOf(const ConstTensorView& v) {
+  return {v.bytes(), v.row_stride(), TypeOf(v.dtype())};
+}
+
+const CudaLinear& Packed(const LinearWeight& w) {
+  const auto* packed = dynamic_cast<const CudaLinear*>(&w);
+  CHECK(packed != nullptr) << "this weight was packed by another backend";
+  return *packed;
+}
+
+cuda::Activation ActivationOf(Activation a) {
+  switch (a) {
+    case Activation::kNone:
+      return cuda::Activation::kNone;
+    case Activation::kGelu:
+      return cuda::Activation::kGelu;
+    case Activation::kQuickGelu:
+      return cuda::Activation::kQuickGelu;
+  }
+  CHECK(false) << static_cast<int>(a);
+  return cuda::Activation::kNone;
+}
+
+cuda::LinearProblem ProblemOf(const CudaLinear& w, cuda::Type type) {
+  return {.y = {},
+          .x = {},
+          .rows = 0,
+          .in = w.in_features() * w.taps(),
+          .in_padded = w.in_padded(),
+          .out = w.out_features(),
+          .type = type,
+          .matrix = w.matrix()};
+}
+
+// Parts of a buffer, one behind the other, each 256-byte aligned.
+class Carve {
+ public:
+  explicit Carve(std::byte* data) : data_(data) {}
+  template <typename T>
+  T* Take(int64_t n) {
+    T* at = reinterpret_cast<T*>(data_ + used_);
+    used_ += Padded(static_cast<size_t>(n) * sizeof(T));
+    return at;
+  }
+  static size_t Padded(size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+ private:
+  std::byte* data_;
+  size_t used_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOptions& options) {
+  if (options.dtype != DType::kFloat32 && options.dtype != DType::kBFloat16) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the CUDA backend computes in float32 or bfloat16, not ",
+                     std::string(Name(options.dtype))));
+  }
+  int count = 0;
+  const cudaError_t found = cudaGetDeviceCount(&count);
+  if (found != cudaSuccess || count == 0) {
+    cudaGetLastError();
+    return absl::FailedPreconditionError(
+        absl::StrCat("no CUDA device: ", cudaGetErrorString(found)));
+  }
+  try {
+    int major = 0, minor = 0;
+    CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, kDevice));
+    CUDA_CHECK(cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, kDevice));
+    cudaDeviceProp properties;
+    CUDA_CHECK(cudaGetDeviceProperties(&properties, kDevice));
+    const std::string name = absl::StrCat(properties.name, " (", major, ".", minor, ")");
+    if (major < 8) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "the CUDA device, ", name, ", is older than compute capability 8.0 (Ampere)"));
+    }
+    size_t free_bytes = 0, total_bytes = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+    auto stream = std::make_unique<cuda::Stream>();
+    std::unique_ptr<Uploads> uploads = Uploads::Create(options.upload_bytes, stream->get());
+    std::unique_ptr<CudaBuffer> scratch = CudaBuffer::TryAllocate(options.scratch_bytes);
+    const bool fast = options.determinism == Determinism::kFast;
+    std::unique_ptr<cuda::LibraryGemm> library;
+    if (fast) library = cuda::LibraryGemm::Create(stream->get());
+    if (uploads == nullptr || scratch == nullptr || (fast && library == nullptr)) {
+      return absl::ResourceExhaustedError(absl::StrCat(
+          options.upload_bytes, " bytes of upload buffer and ", options.scratch_bytes,
+          " of scratch wanted on the CUDA device, ", free_bytes, " of ", total_bytes, " are free"));
+    }
+    return std::unique_ptr<Backend>(new CudaBackend(
+        options, absl::StrCat("cuda: ", name, fast ? ", fast products" : ""), std::move(stream),
+        std::move(uploads), std::move(scratch), std::move(library)));
+  } catch (const std::exception& e) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the CUDA device cannot be opened: ", e.what()));
+  }
+}
+
+CudaBackend::CudaBackend(const CudaBackendOptions& options, std::string description,
+                         std::unique_ptr<cuda::Stream> stream, std::unique_ptr<Uploads> uploads,
+                         std::unique_ptr<CudaBuffer> scratch,
+                         std::unique_ptr<cuda::LibraryGemm> library)
+    : Backend(options.dtype),
+      options_(options),
+      description_(std::move(description)),
+      owned_stream_(std::move(stream)),
+      stream_(owned_stream_->get()),
+      uploads_(std::move(uploads)),
+      scratch_(std::move(scratch)),
+      library_(std::move(library)) {}
+
+CudaBackend::~CudaBackend() {
+  cudaStreamSynchronize(stream_);  // the buffers must outlive what is queued
+}
+
+std::string CudaBackend::description() const { return description_; }
+
+cuda::Type CudaBackend::type() const { return TypeOf(dtype()); }
+
+void CudaBackend::Done(const char* op) {
+  cudaError_t error = cudaGetLastError();
+  if (error == cudaSuccess && options_.wait_after_each_op) {
+    error = cudaStreamSynchronize(stream_);
+    uploads_->Recycle();
+  }
+  cuda::Check(error, op);
+}
+
+// ---- Memory and weights ------------------------------------------------------------------------
+
+absl::StatusOr<std::unique_ptr<DeviceBuffer>> CudaBackend::Allocate(size_t size_bytes) {
+  std::unique_ptr<CudaBuffer> buffer = CudaBuffer::TryAllocate(size_bytes);
+  if (buffer == nullptr) {
+    size_t free_bytes = 0, total_bytes = 0;
+    CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
+    return absl::ResourceExhaustedError(
+        absl::StrCat(size_bytes, " bytes of device memory wanted, ", free_bytes, " are available"));
+  }
+  return std::unique_ptr<DeviceBuffer>(std::move(buffer));
+}
+
+std::unique_ptr<DeviceBuffer> CudaBackend::UploadFloat32(ConstTensorView source) {
+  CHECK(source.dtype() != DType::kInt32);
+  return cuda::UploadFloat32(source, stream_);
+}
+
+size_t CudaBackend::KvBlockBytes(const KvLayout& layout) const {
+  return size_t{2} * layout.layers * layout.kv_heads * layout.block_size * layout.head_dim *
+         SizeOf(dtype());
+}
+
+std::unique_ptr<LinearWeight> CudaBackend::DoPackLinear(std::span<const LinearSource> parts) {
+  std::unique_ptr<CudaLinear> w = CudaLinear::Pack(parts, dtype(), stream_);
+  if (library_ != nullptr) library_->Pin(type(), w->in_padded(), w->out_padded());
+  return w;
+}
+
+std::unique_ptr<LinearWeight> CudaBackend::DoPackConv1d(ConstTensorView weight,
+                                                        ConstTensorView bias) {
+  return CudaLinear::PackConv1d(weight, bias, dtype(), stream_);
+}
+
+std::unique_ptr<TableWeight> CudaBackend::DoMakeTable(std::span<const ConstTensorView> parts) {
+  return std::make_unique<CudaTable>(parts, dtype(), stream_);
+}
+
+// ---- Copies ------------------------------------------------------------------------------------
+
+void CudaBackend::DoCopy(TensorView y, ConstTensorView x) {
+  cuda::ConvertRows(RowsOf(y), RowsOf(x), x.rows(), x.row_elements(), stream_);
+  Done("Copy");
+}
+
+void CudaBackend::DoCopyToHost(std::span<float> y, ConstTensorView x) {
+  const size_t row_bytes = static_cast<size_t>(x.row_elements()) * sizeof(float);
+  const size_t pitch =
+      x.rows() > 1 ? static_cast<size_t>(x.row_stride()) * sizeof(float) : row_bytes;
+  cuda::Check(cudaMemcpy2DAsync(y.data(), row_bytes, x.bytes(), pitch, row_bytes,
+                                static_cast<size_t>(x.rows()), cudaMemcpyDeviceToHost, stream_),
+              "CopyToHost");
+  cuda::Check(cudaStreamSynchronize(stream_), "CopyToHost or an op before it");
+  uploads_->Recycle();
+  Done("CopyToHost");
+}
+
+void CudaBackend::DoCopyFromHost(TensorView y, std::span<const float> x) {
+  const int64_t columns = y.row_elements();
+  const size_t row_bytes = static_cast<size_t>(columns) * sizeof(float);
+  const auto most = static_cast<int64_t>((uploads_->capacity_bytes() / 2) / row_bytes);
+  CHECK_GT(most, 0) << "a row of " << row_bytes << " bytes, an upload buffer of "
+                    << uploads_->capacity_bytes();
+  for (int64_t begin = 0; begin < y.rows(); begin += most) {
+    const int64_t rows = std::min(most, y.rows() - begin);
+    uploads_->Reserve(static_cast<size_t>(rows) * row_bytes);
+    const std::byte* sent = uploads_->PutBytes(
+        std::as_bytes(x.subspan(begin * columns, rows * columns)), /*may_share=*/false);
+    cuda::ConvertRows(RowsOf(y.Rows(begin, begin + rows)), {sent, columns, cuda::Type::kFloat32},
+                      rows, columns, stream_);
+  }
+  Done("CopyFromHost");
+}
+
+void CudaBackend::DoCopyKvBlock(const KvCacheView& kv, BlockId to, BlockId from) {
+  cuda::Check(cudaMemcpyAsync(kv.arena + static_cast<size_t>(to) * kv.block_stride_bytes,
+                              kv.arena + static_cast<size_t>(from) * kv.block_stride_bytes,
+                              KvBlockBytes(kv.layout), cudaMemcpyDeviceToDevice, stream_),
+              "CopyKvBlock");
+  Done("CopyKvBlock");
+}
+
+// ---- Rows --------------------------------------------------------------------------------------
+
+void CudaBackend::DoEmbed(TensorView y, const TableWeight& table, std::span<const int32_t> ids,
+                          bool add) {
+  const auto* rows = dynamic_cast<const CudaTable*>(&table);
+  CHECK(rows != nullptr) << "this table was made by another backend";
+  uploads_->Reserve(ids.size_bytes());
+  cuda::EmbedRows(y.as<float>(), y.row_stride(), {rows->data(), rows->columns(), type()},
+                  uploads_->Put(ids), add, y.rows(), y.dim(1), stream_);
+  Done("Embed");
+}
+
+void CudaBackend::DoGatherRows(TensorView y, ConstTensorView x, std::span<const int32_t> rows) {
+  uploads_->Reserve(rows.size_bytes());
+  cuda::GatherRows(RowsOf(y), RowsOf(x), uploads_->Put(rows), y.rows(), y.row_elements(), stream_);
+  Done("GatherRows");
+}
+
+void CudaBackend::DoScatterAddRows(TensorView y, ConstTensorView x, std::span<const int32_t> rows) {
+  uploads_->Reserve(rows.size_bytes());
+  cuda::ScatterAddRows(y.as<float>(), y.row_stride(), RowsOf(x), uploads_->Put(rows), x.rows(),
+                       x.row_elements(), stream_);
+  Done("ScatterAddRows");
+}
+
+void CudaBackend::DoMeanRows(TensorView y, ConstTensorView x, int64_t group) {
+  cuda::MeanRows(RowsOf(y), RowsOf(x), group, y.rows(), y.row_elements(), stream_);
+  Done("MeanRows");
+}
+
+// ---- Norms -------------------------------------------------------------------------------------
+
+void CudaBackend::DoRmsNorm(TensorView y, ConstTensorView x, ConstTensorView weight, float eps,
+                            bool add) {
+  cuda::RmsNorm(RowsOf(y), RowsOf(x), weight.as<const float>(), eps, add, x.rows(), x.dim(1),
+                stream_);
+  Done("RmsNorm");
+}
+
+void CudaBackend::DoLayerNorm(TensorView y, ConstTensorView x, ConstTensorView weight,
+                              ConstTensorView bias, float eps) {
+  cuda::LayerNorm(RowsOf(y), RowsOf(x), weight.as<const float>(), bias.as<const float>(), eps,
+                  x.rows(), x.dim(1), stream_);
+  Done("LayerNorm");
+}
+
+// ---- Linear and MLP ----------------------------------------------------------------------------
+
+void CudaBackend::RunLinear(cuda::LinearProblem p) {
+  const int64_t out_padded = CeilDiv(p.out, cuda::kOutMultiple) * cuda::kOutMultiple;
+  const size_t row_bytes = static_cast<size_t>(p.in_padded) * SizeOf(dtype()) +
+                           static_cast<size_t>(out_padded) * sizeof(float);
+  int64_t most = cuda::LibraryGemm::kMostBucket;
+  while (most > 1 && Carve::Padded(most * row_bytes) + 512 > scratch_->size_bytes()) most /= 2;
+  // Few rows are bound by the weight's bytes: no library does better than to read them once.
+  if (library_ == nullptr || p.rows < cuda::LibraryGemm::kLeastBucket ||
+      most < cuda::LibraryGemm::kLeastBucket) {
+    cuda::Linear(p, stream_);
+    return;
+  }
+  const auto advance = [](auto& rows, int64_t n) {
+    using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(rows.data)>>,
+                                    const std::byte, std::byte>;
+    rows.data = static_cast<Byte*>(rows.data) +
+                n * rows.stride * (rows.type == cuda::Type::kFloat32 ? 4 : 2);
+  };
+  for (int64_t left = p.rows; left > 0; left -= p.rows) {
+    p.rows = std::min(most, left);
+    const int64_t bucket = cuda::LibraryGemm::BucketFor(p.rows);
+    Carve scratch(scratch_->data());
+    auto* sums = scratch.Take<float>(bucket * out_padded);
+    auto* padded =
+        scratch.Take<std::byte>(bucket * p.in_padded * static_cast<int64_t>(SizeOf(dtype())));
+    cuda::PadRows({padded, p.in_padded, type()}, p.x, p.rows, p.in, bucket, p.in_padded, stream_);
+    library_->Run(sums, padded, p.matrix.weight, type(), bucket, p.in_padded, out_padded);
+    cuda::FinishLinear(p, sums, out_padded, stream_);
+    advance(p.x, p.rows);
+    advance(p.y, p.rows);
+  }
+}
+
+void CudaBackend::DoLinear(TensorView y, ConstTensorView x, const LinearWeight& w,
+                           Activation activation, bool add) {
+  const CudaLinear& packed = Packed(w);
+  CHECK_EQ(packed.taps(), 1);
+  cuda::LinearProblem p = ProblemOf(packed, type());
+  p.y = RowsOf(y);
+  p.x = RowsOf(x);
+  p.rows = x.rows();
+  p.activation = ActivationOf(activation);
+  p.add = add;
+  RunLinear(p);
+  Done("Linear");
+}
+
+void CudaBackend::DoSiluMul(TensorView y, ConstTensorView up, ConstTensorView gate) {
+  cuda::SiluMul(RowsOf(y), RowsOf(up), RowsOf(gate), y.rows(), y.dim(1), stream_);
+  Done("SiluMul");
+}
+
+void CudaBackend::DoConv1d(TensorView y, ConstTensorView x, const LinearWeight& w, int64_t seqs,
+                           int64_t kernel, int64_t stride, Activation activation) {
+  const CudaLinear& packed = Packed(w);
+  CHECK_EQ(packed.taps(), kernel);
+  const int64_t frames = x.rows() / seqs;
+  const cuda::Conv1dShape shape = {.frames = frames,
+                                   .frames_out = (frames - 1) / stride + 1,
+                                   .in = x.dim(1),
+                                   .kernel = kernel,
+                                   .stride = stride};
+  const size_t row_bytes = static_cast<size_t>(packed.in_padded()) * SizeOf(dtype());
+  const auto most = static_cast<int64_t>(scratch_->size_bytes() / row_bytes);
+  CHECK_GT(most, 0) << "a window of " << row_bytes << " bytes, scratch of "
+                    << scratch_->size_bytes();
+  cuda::LinearProblem p = ProblemOf(packed, type());
+  p.activation = ActivationOf(activation);
+  for (int64_t begin = 0; begin < y.rows(); begin += most) {
+    const int64_t rows = std::min(most, y.rows() - begin);
+    const cuda::Rows windows = {scratch_->data(), packed.in_padded(), type()};
+    cuda::Conv1dWindows(windows, RowsOf(x), shape, begin, rows, stream_);
+    p.y = RowsOf(y.Rows(begin, begin + rows));
+    p.x = {windows.data, windows.stride, windows.type};
+    p.rows = rows;
+    cuda::Linear(p, stream_);
+  }
+  Done("Conv1d");
+}
+
+void CudaBackend::DoMoeRoute(TensorView ids, TensorView weights, ConstTensorView logits) {
+  const cuda::Routing routing = {.ids = ids.as<int32_t>(),
+                                 .ids_stride = ids.row_stride(),
+                                 .weights = weights.as<float>(),
+                                 .weights_stride = weights.row_stride(),
+                                 .tokens = ids.rows(),
+                                 .k = static_cast<int>(ids.dim(1)),
+                                 .experts = static_cast<int>(logits.dim(1))};
+  cuda::MoeRoute(routing, logits.as<const float>(), logits.row_stride(), stream_);
+  Done("MoeRoute");
+}
+
+void CudaBackend::DoAddMoe(TensorView y, ConstTensorView x, ConstTensorView ids,
+                           ConstTensorView weights, std::span<const ExpertWeights> experts) {
+  const int64_t k = ids.dim(1), hidden = x.dim(1);
+  if (k == 0) return;
+  CHECK(!experts.empty());
+  const int64_t ffn = experts[0].down->in_features();
+  const auto groups = static_cast<int>(experts.size());
+  std::vector<cuda::LinearMatrix> matrices;  // up_gate of each expert, then down of each
+  for (const ExpertWeights& e : experts) matrices.push_back(Packed(*e.up_gate).matrix());
+  for (const ExpertWeights& e : experts) {
+    CHECK_EQ(e.down->in_features(), ffn);
+    matrices.push_back(Packed(*e.down).matrix());
+  }
+
+  // Scratch of n tokens: their order, then [n k, 2 ffn] float, [n k, ffn] storage, [n k, hidden]
+  // float.
+  const auto bytes = [&](int64_t n) {
+    const auto pairs = static_cast<size_t>(n * k);
+    return Carve::Padded((groups + 1) * 4) + 2 * Carve::Padded(pairs * 4) +
+           Carve::Padded(pairs * 2 * ffn * 4) + Carve::Padded(pairs * ffn * SizeOf(dtype())) +
+           Carve::Padded(pairs * hidden * 4);
+  };
+  int64_t most = x.rows();
+  while (most > 1 && bytes(most) > scratch_->size_bytes()) most = (most + 1) / 2;
+  CHECK_LE(bytes(most), scratch_->size_bytes()) << "for one token of a mixture";
+
+  uploads_->Reserve(matrices.size() * sizeof(cuda::LinearMatrix));
+  const cuda::LinearMatrix* sent = uploads_->Put(std::span(std::as_const(matrices)));
+  for (int64_t begin = 0; begin < x.rows(); begin += most) {
+    const int64_t n = std::min(most, x.rows() - begin), pairs = n * k;
+    const auto ids_rows = ids.Rows(begin, begin + n), weight_rows = weights.Rows(begin, begin + n);
+    const cuda::Routing routing = {
+        .ids = const_cast<int32_t*>(ids_rows.as<const int32_t>()),  // only MoeRoute writes
+        .ids_stride = ids.row_stride(),
+        .weights = const_cast<float*>(weight_rows.as<const float>()),
+        .weights_stride = weights.row_stride(),
+        .tokens = n,
+        .k = static_cast<int>(k),
+        .experts = groups};
+    Carve scratch(scratch_->data());
+    cuda::PairOrder order;
+    order.first_row = scratch.Take<int32_t>(groups + 1);
+    order.token_of = scratch.Take<int32_t>(pairs);
+    order.place_of = scratch.Take<int32_t>(pairs);
+    auto* up_gate = scratch.Take<float>(pairs * 2 * ffn);
+    auto* hidden_rows =
+        scratch.Take<std::byte>(pairs * ffn * static_cast<int64_t>(SizeOf(dtype())));
+    auto* out = scratch.Take<float>(pairs * hidden);
+    cuda::SortPairs(order, routing, stream_);
+
+    cuda::LinearProblem p = ProblemOf(Packed(*experts[0].up_gate), type());
+    p.groups = groups;
+    p.first_row = order.first_row;
+    p.rows = n;  // an expert is chosen at most once by a token
+    p.matrices = sent;
+    p.x = RowsOf(x.Rows(begin, begin + n));
+    p.x_rows = order.token_of;
+    p.y = {up_gate, 2 * ffn, cuda::Type::kFloat32};
+    cuda::Linear(p, stream_);
+    cuda::SiluMul({hidden_rows, ffn, type()}, {up_gate, 2 * ffn, cuda::Type::kFloat32},
+                  {up_gate + ffn, 2 * ffn, cuda::Type::kFloat32}, pairs, ffn, stream_);
+    p = ProblemOf(Packed(*experts[0].down), type());
+    p.groups = groups;
+    p.first_row = order.first_row;
+    p.rows = n;
+    p.matrices = sent + groups;
+    p.x = {hidden_rows, ffn, type()};
+    p.y = {out, hidden, cuda::Type::kFloat32};
+    cuda::Linear(p, stream_);
+    cuda::AddExperts(y.Rows(begin, begin + n).as<float>(), y.row_stride(), out, order.place_of,
+                     routing, hidden, stream_);
+  }
+  Done("AddMoe");
+}
+
+// ---- Attention
+// -----------------------------------------------------------------------------------
+
+void CudaBackend::DoRope(TensorView x, std::span<const int32_t> positions,
+                         std::span<const float> inv_freq) {
+  uploads_->Reserve(positions.size_bytes() + inv_freq.size_bytes() + 2 * Uploads::kSlack);
+  const int32_t* sent = uploads_->Put(positions);
+  cuda::Rope(RowsOf(x), sent, uploads_->Put(inv_freq), x.rows(), x.dim(1), x.dim(2) / 2, stream_);
+  Done("Rope");
+}
+
+cuda::KvLayer CudaBackend::Layer(const KvCacheView& kv, int32_t layer) const {
+  const KvLayout& l = kv.layout;
+  const size_t layer_bytes = KvBlockBytes(l) / l.layers;
+  return {.data = kv.arena + layer * layer_bytes,
+          .block_stride = static_cast<int64_t>(kv.block_stride_bytes / SizeOf(dtype())),
+          .block_size = l.block_size,
+          .kv_heads = l.kv_heads,
+          .head_dim = l.head_dim,
+          .type = type()};
+}
+
+void CudaBackend::DoStoreKv(const KvCacheView& kv, int32_t layer, ConstTensorView k,
+                            ConstTensorView v, std::span<const int64_t> slot_mapping) {
+  uploads_->Reserve(slot_mapping.size_bytes());
+  cuda::StoreKv(Layer(kv, layer), RowsOf(k), RowsOf(v), uploads_->Put(slot_mapping), k.rows(),
+                stream_);
+  Done("StoreKv");
+}
+
+void CudaBackend::AddTasks(int32_t sequence, int32_t query_begin, int64_t rows, int64_t group,
+                           int64_t first_limit, bool causal) {
+  for (int64_t first = 0; first < rows; first += cuda::kTileRows) {
+    const int64_t n = std::min<int64_t>(cuda::kTileRows, rows - first);
+    const int64_t last_token = (first + n - 1) / group;
+    tiles_.push_back({.rows = {.query_begin = query_begin,
+                               .first_row = static_cast<int32_t>(first),
+                               .num_rows = static_cast<int32_t>(n),
+                               .first_limit = static_cast<int32_t>(first_limit),
+                               .limit_step = causal ? 1 : 0,
+                               .partial = -1},
+                      .sequence = sequence,
+                      .num_keys = static_cast<int32_t>(first_limit + (causal ? last_token : 0))});
+  }
+}
+
+void CudaBackend::RunTasks(cuda::AttentionProblem problem, std::span<const BlockId> block_tables) {
+  const size_t row_bytes = cuda::PartialBytes(1, problem.kv_heads, problem.head_dim);
+  const auto most_rows = static_cast<int64_t>(scratch_->size_bytes() / row_bytes);
+  const size_t table_bytes = block_tables.size_bytes() + Uploads::kSlack;
+  CHECK_LT(table_bytes, uploads_->capacity_bytes()) << "block tables";
+  const size_t task_room = uploads_->capacity_bytes() - table_bytes - 2 * Uploads::kSlack;
+  const auto most_tasks =
+      static_cast<int64_t>(task_room / (sizeof(cuda::AttentionTask) + sizeof(cuda::MergeTask)));
+  problem.partials = reinterpret_cast<float*>(scratch_->data());
+
+  for (size_t tile = 0; tile < tiles_.size();) {
+    tasks_.clear();
+    merges_.clear();
+    int64_t partial_rows = 0;
+    for (; tile < tiles_.size(); ++tile) {
+      cuda::MergeTask rows = tiles_[tile].rows;
+      const int64_t keys = tiles_[tile].num_keys;
+      const int64_t pieces = CeilDiv<int64_t>(keys, cuda::kSplitKeys);
+      const int64_t partials = pieces > 1 ? pieces * rows.num_rows : 0;
+      if (partial_rows + partials > most_rows ||
+          static_cast<int64_t>(tasks_.size()) + pieces > most_tasks) {
+        CHECK(!tasks_.empty()) << "scratch or upload buffer too small for " << keys << " keys";
+        break;
+      }
+      if (pieces > 1) rows.partial = static_cast<int32_t>(partial_rows);
+      for (int64_t i = 0; i < pieces; ++i) {
+        tasks_.push_back(
+            {.query_begin = rows.query_begin,
+             .first_row = rows.first_row,
+             .num_rows = rows.num_rows,
+             .first_limit = rows.first_limit,
+             .limit_step = rows.limit_step,
+             .first_key = static_cast<int32_t>(i * cuda::kSplitKeys),
+             .end_key = static_cast<int32_t>(std::min(keys, (i + 1) * cuda::kSplitKeys)),
+             .sequence = tiles_[tile].sequence,
+             .partial = pieces > 1 ? static_cast<int32_t>(partial_rows + i * rows.num_rows) : -1});
+      }
+      if (pieces > 1) merges_.push_back(rows);
+      partial_rows += partials;
+    }
+    const std::span tasks(std::as_const(tasks_));
+    const std::span merges(std::as_const(merges_));
+    uploads_->Reserve(table_bytes + tasks.size_bytes() + merges.size_bytes() + 2 * Uploads::kSlack);
+    if (!block_tables.empty()) problem.keys.block_tables = uploads_->Put(block_tables);
+    const cuda::AttentionTask* sent = uploads_->Put(tasks);
+    cuda::Attention(problem, sent, static_cast<int64_t>(tasks.size()), uploads_->Put(merges),
+                    static_cast<int64_t>(merges.size()), stream_);
+  }
+}
+
+void CudaBackend::DoPagedAttention(TensorView y, ConstTensorView q, const KvCacheView& kv,
+                                   int32_t layer, const AttentionBatch& batch, float scale,
+                                   bool causal) {
+  const int64_t group = q.dim(1) / kv.layout.kv_heads;
+  tiles_.clear();
+  for (int32_t s = 0; s < batch.seqs(); ++s) {
+    const int32_t tokens = batch.query_start[s + 1] - batch.query_start[s];
+    const int32_t context = batch.context_len[s];
+    AddTasks(s, batch.query_start[s], tokens * group, group,
+             causal ? context - tokens + 1 : context, causal);
+  }
+  cuda::AttentionProblem p = {.y = RowsOf(y),
+                              .q = RowsOf(q),
+                              .keys = {},
+                              .heads = static_cast<int>(q.dim(1)),
+                              .kv_heads = kv.layout.kv_heads,
+                              .head_dim = kv.layout.head_dim,
+                              .scale = scale,
+                              .type = type()};
+  p.keys.blocks = Layer(kv, layer);
+  p.keys.max_blocks = batch.max_blocks;
+  CHECK_LE(p.head_dim, cuda::kMaxHeadDim);
+  RunTasks(p, batch.block_tables);
+  Done("PagedAttention");
+}
+
+void CudaBackend::DoEncoderAttention(TensorView y, ConstTensorView q, ConstTensorView k,
+                                     ConstTensorView v, int64_t seqs, float scale) {
+  const int64_t q_len = q.rows() / seqs, kv_len = k.rows() / seqs;
+  tiles_.clear();
+  for (int64_t s = 0; s < seqs; ++s) {
+    AddTasks(static_cast<int32_t>(s), static_cast<int32_t>(s * q_len), q_len, 1, kv_len, false);
+  }
+  cuda::AttentionProblem p = {.y = RowsOf(y),
+                              .q = RowsOf(q),
+                              .keys = {},
+                              .heads = static_cast<int>(q.dim(1)),
+                              .kv_heads = static_cast<int>(q.dim(1)),
+                              .head_dim = static_cast<int>(q.dim(2)),
+                              .scale = scale,
+                              .type = type()};
+  p.keys.k = RowsOf(k);
+  p.keys.v = RowsOf(v);
+  p.keys.kv_len = kv_len;
+  CHECK_LE(p.head_dim, cuda::kMaxHeadDim);
+  RunTasks(p, {});
+  Done("EncoderAttention");
+}
+
+}  // namespace sensorium

@@ -1,0 +1,129 @@
+// The backend for NVIDIA GPUs from Ampere on: unpacks views, calls the launchers of kernels/, owns
+// the stream and the device memory that the ops themselves need.
+//
+// Never run on hardware by this project's CI: executed by emulation (tests/cuda_emu), never timed.
+//
+// Batch invariance holds always: every kernel is our own, and a row's order of additions is fixed
+// by its own length. The headers of kernels/*.cu say how.
+//
+// Memory is taken at Create: an upload buffer for the host's small arrays and a scratch buffer; an
+// op that needs more scratch than there is works through its rows in pieces. No op allocates. Every
+// op is queued; CopyToHost waits, and so does an upload when its buffer is full.
+//
+// A call of the runtime that fails throws CudaError with the op's name.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "cuda/device_memory.h"
+#include "cuda/device_weights.h"
+#include "cuda/kernels/attention.h"
+#include "cuda/kernels/linear.h"
+#include "cuda/kernels/store_kv.h"
+#include "cuda/library_gemm.h"
+#include "runtime/backend/backend.h"
+
+namespace sensorium {
+
+enum class Determinism : uint8_t { kStrict, kFast };
+
+struct CudaBackendOptions {       // of device 0: CUDA_VISIBLE_DEVICES says which that is
+  DType dtype = DType::kFloat32;  // float32: the exact reference mode; or bfloat16
+  Determinism determinism = Determinism::kStrict;
+  // Pinned and device memory for a step's arrays; a smaller one waits more often.
+  size_t upload_bytes = size_t{8} << 20;
+  // Device memory for what lies between two kernels of one op; a smaller one works in more pieces.
+  size_t scratch_bytes = size_t{64} << 20;
+  // Wait after each op, so that an error names the op that made it. For debugging and tests.
+  bool wait_after_each_op = false;
+};
+
+class CudaBackend final : public Backend {
+ public:
+  // FAILED_PRECONDITION: no device, or one before compute capability 8.0. INVALID_ARGUMENT: a
+  // dtype that is neither float32 nor bfloat16. RESOURCE_EXHAUSTED: no memory for the buffers.
+  static absl::StatusOr<std::unique_ptr<Backend>> Create(const CudaBackendOptions& options);
+  ~CudaBackend() override;
+
+  std::string description() const override;
+  absl::StatusOr<std::unique_ptr<DeviceBuffer>> Allocate(size_t size_bytes) override;
+  std::unique_ptr<DeviceBuffer> UploadFloat32(ConstTensorView source) override;
+  size_t KvBlockBytes(const KvLayout& layout) const override;
+
+ private:
+  CudaBackend(const CudaBackendOptions& options, std::string description,
+              std::unique_ptr<cuda::Stream> stream, std::unique_ptr<cuda::Uploads> uploads,
+              std::unique_ptr<cuda::CudaBuffer> scratch,
+              std::unique_ptr<cuda::LibraryGemm> library);
+
+  std::unique_ptr<LinearWeight> DoPackLinear(std::span<const LinearSource> parts) override;
+  std::unique_ptr<LinearWeight> DoPackConv1d(ConstTensorView weight, ConstTensorView bias) override;
+  std::unique_ptr<TableWeight> DoMakeTable(std::span<const ConstTensorView> parts) override;
+  void DoCopy(TensorView y, ConstTensorView x) override;
+  void DoCopyToHost(std::span<float> y, ConstTensorView x) override;
+  void DoCopyFromHost(TensorView y, std::span<const float> x) override;
+  void DoCopyKvBlock(const KvCacheView& kv, BlockId to, BlockId from) override;
+  void DoEmbed(TensorView y, const TableWeight& table, std::span<const int32_t> ids,
+               bool add) override;
+  void DoGatherRows(TensorView y, ConstTensorView x, std::span<const int32_t> rows) override;
+  void DoScatterAddRows(TensorView y, ConstTensorView x, std::span<const int32_t> rows) override;
+  void DoMeanRows(TensorView y, ConstTensorView x, int64_t group) override;
+  void DoRmsNorm(TensorView y, ConstTensorView x, ConstTensorView weight, float eps,
+                 bool add) override;
+  void DoLayerNorm(TensorView y, ConstTensorView x, ConstTensorView weight, ConstTensorView bias,
+                   float eps) override;
+  void DoLinear(TensorView y, ConstTensorView x, const LinearWeight& w, Activation activation,
+                bool add) override;
+  void DoSiluMul(TensorView y, ConstTensorView up, ConstTensorView gate) override;
+  void DoConv1d(TensorView y, ConstTensorView x, const LinearWeight& w, int64_t seqs,
+                int64_t kernel, int64_t stride, Activation activation) override;
+  void DoMoeRoute(TensorView ids, TensorView weights, ConstTensorView logits) override;
+  void DoAddMoe(TensorView y, ConstTensorView x, ConstTensorView ids, ConstTensorView weights,
+                std::span<const ExpertWeights> experts) override;
+  void DoRope(TensorView x, std::span<const int32_t> positions,
+              std::span<const float> inv_freq) override;
+  void DoStoreKv(const KvCacheView& kv, int32_t layer, ConstTensorView k, ConstTensorView v,
+                 std::span<const int64_t> slot_mapping) override;
+  void DoPagedAttention(TensorView y, ConstTensorView q, const KvCacheView& kv, int32_t layer,
+                        const AttentionBatch& batch, float scale, bool causal) override;
+  void DoEncoderAttention(TensorView y, ConstTensorView q, ConstTensorView k, ConstTensorView v,
+                          int64_t seqs, float scale) override;
+
+  cuda::Type type() const;
+  // One product by the kernels or the library, as options_ and the number of rows say.
+  void RunLinear(cuda::LinearProblem problem);
+  cuda::KvLayer Layer(const KvCacheView& kv, int32_t layer) const;
+  // Cuts the query rows of one sequence into tasks, the keys of a tile into pieces of kSplitKeys.
+  void AddTasks(int32_t sequence, int32_t query_begin, int64_t rows, int64_t group,
+                int64_t first_limit, bool causal);
+  // Runs tasks_ and merges_, in as many pieces as scratch and upload buffer ask for.
+  void RunTasks(cuda::AttentionProblem problem, std::span<const BlockId> block_tables);
+  // Ends every op: reports what the launches of `op` came to.
+  void Done(const char* op);
+
+  // Constant after construction.
+  const CudaBackendOptions options_;
+  const std::string description_;
+  const std::unique_ptr<cuda::Stream> owned_stream_;
+  const cudaStream_t stream_;
+  // Engine thread only.
+  const std::unique_ptr<cuda::Uploads> uploads_;
+  const std::unique_ptr<cuda::CudaBuffer> scratch_;
+  const std::unique_ptr<cuda::LibraryGemm> library_;  // kFast only
+  // A call's tiles, each with its pieces; grow-only.
+  struct Tile {
+    cuda::MergeTask rows;
+    int32_t sequence, num_keys;
+  };
+  std::vector<Tile> tiles_;
+  std::vector<cuda::AttentionTask> tasks_;
+  std::vector<cuda::MergeTask> merges_;
+};
+
+}  // namespace sensorium

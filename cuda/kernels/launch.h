@@ -1,0 +1,55 @@
+// The one place kernels are launched from, and where dynamic shared memory comes from. Under nvcc
+// it is the runtime's launch; where the sources are compiled as plain C++ (tests/cuda_emu) it
+// queues the same call for the emulated device.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+
+#include "cuda/cuda_error.h"
+
+namespace sensorium::cuda {
+
+#if defined(__CUDACC__)
+
+template <typename... Params, typename... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+            cudaStream_t stream, Args... args) {
+  constexpr size_t kWithoutAsking = 48 * 1024;  // CUDA programming guide, 7.7 "Compute Capability"
+  if (shared_bytes > kWithoutAsking) {
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    static_cast<int>(shared_bytes)));
+  }
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
+}
+
+// The block's dynamic shared memory; all kernels use this one array.
+template <typename T>
+__device__ T& shared_memory() {
+  extern __shared__ __align__(128) unsigned char sensorium_shared_memory[];
+  return *reinterpret_cast<T*>(sensorium_shared_memory);
+}
+
+#else
+
+template <typename... Params, typename... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+            cudaStream_t stream, Args... args) {
+  CUDA_CHECK(cuda_emu::Launch(grid, block, shared_bytes, stream,
+                              [=] { kernel(static_cast<Params>(args)...); }));
+}
+
+template <typename T>
+T& shared_memory() {
+  return *reinterpret_cast<T*>(cuda_emu::SharedMemory());
+}
+
+#endif
+
+}  // namespace sensorium::cuda

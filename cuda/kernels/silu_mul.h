@@ -1,0 +1,16 @@
+// The gate of SwiGLU.  CPU twin: runtime/cpu/silu_mul.cc
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/kernels/types.h"
+
+namespace sensorium::cuda {
+
+// y = silu(gate) * up; all [rows, columns]. y may be either.
+void SiluMul(Rows y, ConstRows up, ConstRows gate, int64_t rows, int64_t columns,
+             cudaStream_t stream);
+
+}  // namespace sensorium::cuda

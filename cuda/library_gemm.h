@@ -1,0 +1,63 @@
+// Matrix products by cuBLASLt, for `Determinism::kFast`.
+//
+// What it guarantees: one algorithm for each weight shape and bucket of rows, asked for when the
+// weight is loaded and kept, and the rows padded with zeros to the bucket. So a row's bits depend
+// on the row and on its bucket, but not on what else is in it; a row that changes its bucket
+// (because its neighbours became more) may change its last bits. That is less than linear.cu
+// guarantees.
+#pragma once
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <tuple>
+
+#include "cuda/device_memory.h"
+#include "cuda/kernels/types.h"
+
+namespace sensorium::cuda {
+
+class LibraryGemm {
+ public:
+  // Rows per product: the powers of two between these. Fewer rows are linear.cu's skinny tile.
+  static constexpr int64_t kLeastBucket = 32, kMostBucket = 2048;
+  static int64_t BucketFor(int64_t rows);  // REQUIRES: rows <= kMostBucket
+  static constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+
+  // null when there is no memory for the workspace. Throws CudaError when the library fails.
+  static std::unique_ptr<LibraryGemm> Create(cudaStream_t stream);
+  ~LibraryGemm();
+  LibraryGemm(const LibraryGemm&) = delete;
+  LibraryGemm& operator=(const LibraryGemm&) = delete;
+
+  // Chooses the algorithm of every bucket for weights of this shape and type; once for each.
+  void Pin(Type type, int64_t in, int64_t out);
+
+  // y = x W^T, queued: y float32 [bucket, out], x [bucket, in], w [out, in], all contiguous and
+  // 16-byte aligned, x and w of `type`. REQUIRES: pinned.
+  void Run(float* y, const void* x, const void* w, Type type, int64_t bucket, int64_t in,
+           int64_t out);
+
+ private:
+  struct Plan {
+    cublasLtMatmulDesc_t product = nullptr;
+    cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;
+    cublasLtMatmulAlgo_t algorithm = {};
+  };
+  using Shape = std::tuple<Type, int64_t, int64_t, int64_t>;  // type, bucket, in, out
+
+  LibraryGemm(cublasLtHandle_t handle, std::unique_ptr<CudaBuffer> workspace, cudaStream_t stream)
+      : handle_(handle), workspace_(std::move(workspace)), stream_(stream) {}
+  void MakePlan(Plan& plan, Type type, int64_t bucket, int64_t in, int64_t out);
+
+  const cublasLtHandle_t handle_;  // owned
+  const std::unique_ptr<CudaBuffer> workspace_;
+  const cudaStream_t stream_;
+  std::map<Shape, Plan> plans_;
+};
+
+}  // namespace sensorium::cuda

@@ -1,0 +1,287 @@
+// The host side of the CUDA backend on the emulated device: opening, memory, order, uploads,
+// errors. What its ops compute is the op suite's (tests/runtime/backend).
+#include "cuda/cuda_backend.h"
+
+#include <cmath>
+#include <cstring>
+#include <numeric>
+#include <random>
+
+#include "absl/status/status.h"
+#include "cuda/cuda_error.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "tests/cuda_emu/emulated_device.h"
+#include "tests/runtime/cpu/random_matrix.h"
+
+namespace sensorium {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr DType kF32 = DType::kFloat32, kBf16 = DType::kBFloat16;
+
+std::unique_ptr<Backend> Open(CudaBackendOptions options = {}) {
+  auto backend = CudaBackend::Create(options);
+  CHECK(backend.ok()) << backend.status();
+  return *std::move(backend);
+}
+
+class CudaBackendTest : public testing::Test {
+ protected:
+  void TearDown() override {
+    cuda_emu::FailLaunch(0);
+    cuda_emu::FailAllocation(0);
+    cuda_emu::SetDeviceCount(1);
+    cuda_emu::SetDeviceMemory(size_t{4} << 30);
+    EXPECT_EQ(cuda_emu::AllocatedBytes(), 0u);
+  }
+  std::mt19937 rng_{11};
+};
+
+TEST_F(CudaBackendTest, SaysWhichDeviceItIs) {
+  EXPECT_EQ(Open()->description(), "cuda: emulated device (8.0)");
+}
+
+TEST_F(CudaBackendTest, WithoutADeviceOpeningSaysSo) {
+  cuda_emu::SetDeviceCount(0);
+  const absl::Status status = CudaBackend::Create({}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(status.message(), "no CUDA device: no CUDA-capable device is detected");
+}
+
+TEST_F(CudaBackendTest, RefusesOtherTypes) {
+  EXPECT_EQ(CudaBackend::Create({.dtype = DType::kFloat16}).status().code(),
+            absl::StatusCode::kInvalidArgument);
+}
+
+TEST_F(CudaBackendTest, AFullDeviceIsNamedWithItsNumbersAndNothingLeaks) {
+  for (int n : {1, 2, 3}) {
+    cuda_emu::FailAllocation(n);
+    const absl::Status status = CudaBackend::Create({.determinism = Determinism::kFast}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+    EXPECT_THAT(std::string(status.message()), HasSubstr("67108864"));
+    EXPECT_EQ(cuda_emu::AllocatedBytes(), 0u);
+  }
+  const auto backend = Open();
+  const absl::Status huge = backend->Allocate(size_t{1} << 60).status();
+  EXPECT_EQ(huge.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(huge.message()), HasSubstr("1152921504606846976"));
+  EXPECT_THAT(std::string(huge.message()), HasSubstr("available"));
+}
+
+TEST_F(CudaBackendTest, AllocatesAlignedMemoryAndFreesIt) {
+  const auto backend = Open();
+  const size_t before = cuda_emu::AllocatedBytes();
+  {
+    auto buffer = backend->Allocate(1000);
+    ASSERT_TRUE(buffer.ok());
+    EXPECT_EQ(reinterpret_cast<uintptr_t>((*buffer)->data()) % 64, 0u);
+    EXPECT_EQ((*buffer)->size_bytes(), 1000u);
+  }
+  EXPECT_EQ(cuda_emu::AllocatedBytes(), before);
+  EXPECT_TRUE(backend->Allocate(0).ok());
+}
+
+// A device array of float32 [rows, columns].
+class DeviceArray {
+ public:
+  DeviceArray(Backend& be, int64_t rows, int64_t columns)
+      : be_(be), buffer_(*be.Allocate(rows * columns * 4)), rows_(rows), columns_(columns) {}
+  DeviceArray(Backend& be, int64_t columns, const std::vector<float>& values)
+      : DeviceArray(be, static_cast<int64_t>(values.size()) / columns, columns) {
+    be.CopyFromHost(view(), values);
+  }
+  TensorView view() { return {buffer_->data(), kF32, {rows_, columns_}}; }
+  std::vector<float> Read() {
+    std::vector<float> y(rows_ * columns_);
+    be_.CopyToHost(y, view());
+    return y;
+  }
+
+ private:
+  Backend& be_;
+  std::unique_ptr<DeviceBuffer> buffer_;
+  int64_t rows_, columns_;
+};
+
+TEST_F(CudaBackendTest, OpsAreQueuedAndRunInOrderWhenWaitedFor) {
+  const auto be = Open();
+  std::vector<float> host(6, 1.f);
+  DeviceArray x(*be, 3, host), y(*be, 2, 3);
+  std::fill(host.begin(), host.end(), 9.f);  // the caller's array is its own again at once
+  be->Copy(y.view(), x.view());
+  be->ScatterAddRows(y.view(), x.view(), std::vector<int32_t>{1, 0});
+  EXPECT_TRUE(std::isnan(y.view().as<float>()[0])) << "ran before anything waited";
+  EXPECT_EQ(y.Read(), std::vector<float>(6, 2.f));
+}
+
+TEST_F(CudaBackendTest, AStepWaitsOnceAndAllocatesNothing) {
+  const auto be = Open({.dtype = kBf16});
+  const Matrix w = Matrix::Random(rng_, 64, 64, kF32);
+  const LinearSource source = {w.view(), {}};
+  const auto packed = be->PackLinear({&source, 1});
+  DeviceArray x(*be, 64, std::vector<float>(4 * 64, 1.f)), y(*be, 4, 64);
+  const std::vector<int32_t> positions = {3, 1, 4, 1};
+  const std::vector<float> inv_freq(32, 0.5f);
+  y.Read();
+  const cuda_emu::Counters before = cuda_emu::counters();
+  for (int layer = 0; layer < 10; ++layer) {
+    be->Linear(y.view(), x.view(), *packed);
+    be->Rope(y.view().SplitColumns(1), positions, inv_freq);
+  }
+  y.Read();
+  const cuda_emu::Counters after = cuda_emu::counters();
+  EXPECT_EQ(after.launches - before.launches, 20);
+  EXPECT_EQ(after.synchronisations - before.synchronisations, 2);  // the copy's own, and the wait
+  EXPECT_EQ(after.device_allocations, before.device_allocations);
+  // Positions and frequencies once for all layers.
+  EXPECT_EQ(after.copies_to_device - before.copies_to_device, 2);
+}
+
+// More arrays than the upload buffer holds: it waits and starts again, and no kernel sees
+// another's.
+TEST_F(CudaBackendTest, ASmallUploadBufferOnlyWaitsMoreOften) {
+  const auto be = Open({.upload_bytes = 2048, .scratch_bytes = 4096});
+  std::vector<float> rows(50);
+  std::iota(rows.begin(), rows.end(), 0.f);
+  DeviceArray x(*be, 1, rows), y(*be, 50, 20);
+  for (int32_t c = 0; c < 20; ++c) {
+    std::vector<int32_t> from(50);
+    for (int32_t r = 0; r < 50; ++r) from[r] = (r * 7 + c) % 50;
+    be->GatherRows(y.view().Columns(c, c + 1), x.view(), from);
+  }
+  const std::vector<float> got = y.Read();
+  for (int r = 0; r < 50; ++r)
+    for (int c = 0; c < 20; ++c) EXPECT_EQ(got[r * 20 + c], (r * 7 + c) % 50);
+}
+
+TEST_F(CudaBackendTest, AFailedKernelThrowsAndNamesTheOpWhenEachWaits) {
+  {
+    const auto be = Open();
+    DeviceArray x(*be, 2, std::vector<float>(4, 1.f)), y(*be, 2, 2);
+    cuda_emu::FailLaunch(1);
+    be->Copy(y.view(), x.view());  // queued: nobody knows yet
+    EXPECT_THROW(y.Read(), cuda::CudaError);
+    cuda_emu::FailLaunch(0);
+  }
+  const auto be = Open({.wait_after_each_op = true});
+  DeviceArray x(*be, 2, std::vector<float>(4, 1.f)), y(*be, 2, 2);
+  cuda_emu::FailLaunch(1);
+  try {
+    be->MeanRows(y.view().Rows(0, 1), x.view(), 2);
+    ADD_FAILURE() << "nothing thrown";
+  } catch (const cuda::CudaError& e) {
+    EXPECT_THAT(e.what(), HasSubstr("MeanRows: unspecified launch failure"));
+    EXPECT_EQ(e.error(), cudaErrorLaunchFailure);
+  }
+  cuda_emu::FailLaunch(0);
+}
+
+// Rows that are not 16-byte aligned take another way into shared memory: the same values arrive.
+TEST_F(CudaBackendTest, AlignedAndStridedRowsGiveTheSameBits) {
+  const auto be = Open({.dtype = kBf16, .wait_after_each_op = true});
+  const int64_t in = 104, out = 70;
+  const Matrix w = Matrix::Random(rng_, out, in, kF32);
+  const LinearSource source = {w.view(), {}};
+  const auto packed = be->PackLinear({&source, 1});
+  for (int64_t rows : {3, 70}) {
+    const Matrix x = Matrix::Random(rng_, rows, in, kBf16);
+    Matrix strided(rows, in, kBf16, 3), even(rows, in, kBf16, 16);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < in; ++c) {
+        strided.Set(r, c, x.Get(r, c)), even.Set(r, c, x.Get(r, c));
+      }
+    }
+    Matrix y[3] = {{rows, out, kF32}, {rows, out, kF32}, {rows, out, kF32}};
+    be->Linear(y[0].view(), x.view(), *packed);
+    be->Linear(y[1].view(), std::as_const(strided).view(), *packed);
+    be->Linear(y[2].view(), std::as_const(even).view(), *packed);
+    for (int64_t r = 0; r < rows; ++r) {
+      EXPECT_TRUE(y[1].SameRowBits(r, y[0], r) && y[2].SameRowBits(r, y[0], r)) << r;
+    }
+  }
+  for (int64_t dims : {64, 128}) {
+    const int64_t rows = 75;
+    const Matrix q = Matrix::Random(rng_, rows, 2 * dims, kBf16);
+    Matrix k = Matrix::Random(rng_, rows, 2 * dims, kBf16), odd(rows, 2 * dims, kBf16, 5);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t c = 0; c < 2 * dims; ++c) odd.Set(r, c, k.Get(r, c));
+    Matrix a(rows, 2 * dims, kF32), b(rows, 2 * dims, kF32);
+    const auto run = [&](Matrix& y, const Matrix& keys) {
+      be->EncoderAttention(y.view().SplitColumns(2), q.view().SplitColumns(2),
+                           keys.view().SplitColumns(2), keys.view().SplitColumns(2), 1, 0.1f);
+    };
+    run(a, k);
+    run(b, odd);
+    for (int64_t r = 0; r < rows; ++r) EXPECT_TRUE(a.SameRowBits(r, b, r)) << r;
+  }
+}
+
+// Both heights of tile run the same chain of additions.
+TEST_F(CudaBackendTest, ARowHasTheSameBitsAloneAndInATallTile) {
+  for (DType dtype : {kF32, kBf16}) {
+    const auto be = Open({.dtype = dtype, .wait_after_each_op = true});
+    const int64_t in = 200, out = 65, rows = 130;
+    const Matrix w = Matrix::Random(rng_, out, in, kF32);
+    const LinearSource source = {w.view(), {}};
+    const auto packed = be->PackLinear({&source, 1});
+    const Matrix x = Matrix::Random(rng_, rows, in, dtype);
+    Matrix all(rows, out, kF32), one(1, out, kF32);
+    be->Linear(all.view(), x.view(), *packed, Activation::kGelu);
+    for (int64_t r : {int64_t{0}, int64_t{63}, int64_t{64}, rows - 1}) {
+      be->Linear(one.view(), x.view().Rows(r, r + 1), *packed, Activation::kGelu);
+      EXPECT_TRUE(one.SameRowBits(0, all, r)) << r;
+    }
+  }
+}
+
+// kFast: 32 rows and more go through the library, padded to a bucket, in pieces where scratch is
+// small.
+TEST_F(CudaBackendTest, FastProductsAreTheStrictOnesButForRounding) {
+  for (DType dtype : {kF32, kBf16}) {
+    const auto strict = Open({.dtype = dtype, .wait_after_each_op = true});
+    const auto fast = Open({.dtype = dtype,
+                            .determinism = Determinism::kFast,
+                            .scratch_bytes = size_t{1} << 16,
+                            .wait_after_each_op = true});
+    EXPECT_EQ(fast->description(), "cuda: emulated device (8.0), fast products");
+    const int64_t in = 97, out = 71;
+    const Matrix w = Matrix::Random(rng_, out, in, kF32), b = Matrix::Random(rng_, out, 1, kF32);
+    const LinearSource source = {w.view(), b.vector()};
+    const auto strict_w = strict->PackLinear({&source, 1}), fast_w = fast->PackLinear({&source, 1});
+    for (int64_t rows : {31, 32, 65, 150}) {
+      const Matrix x = Matrix::Random(rng_, rows, in, dtype, 3);
+      Matrix want(rows, out, dtype, 2), got(rows, out, dtype, 2);
+      strict->Linear(want.view(), x.view(), *strict_w, Activation::kGelu);
+      fast->Linear(got.view(), x.view(), *fast_w, Activation::kGelu);
+      Matrix want_sum = Matrix::Random(rng_, rows, out, kF32), got_sum = want_sum;
+      strict->AddLinear(want_sum.view(), x.view(), *strict_w);
+      fast->AddLinear(got_sum.view(), x.view(), *fast_w);
+      const double rounding = dtype == kBf16 ? 0x1p-7 : 0x1p-21;
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t c = 0; c < out; ++c) {
+          ASSERT_NEAR(got.Get(r, c), want.Get(r, c), rounding * std::fabs(want.Get(r, c)) + 1e-4);
+          ASSERT_NEAR(got_sum.Get(r, c), want_sum.Get(r, c), 1e-4);
+        }
+      }
+      EXPECT_TRUE(got.PaddingUntouched());
+    }
+  }
+}
+
+TEST_F(CudaBackendTest, AFastRowKeepsItsBitsWithinItsBucket) {
+  const auto be =
+      Open({.dtype = kBf16, .determinism = Determinism::kFast, .wait_after_each_op = true});
+  const Matrix w = Matrix::Random(rng_, 64, 64, kF32);
+  const LinearSource source = {w.view(), {}};
+  const auto packed = be->PackLinear({&source, 1});
+  const Matrix x = Matrix::Random(rng_, 64, 64, kBf16);
+  Matrix all(64, 64, kF32), part(40, 64, kF32);
+  be->Linear(all.view(), x.view(), *packed);
+  be->Linear(part.view(), x.view().Rows(20, 60), *packed);  // 64 rows too, the last ones zero
+  for (int64_t r = 0; r < 40; ++r) EXPECT_TRUE(part.SameRowBits(r, all, 20 + r)) << r;
+}
+
+}  // namespace
+}  // namespace sensorium

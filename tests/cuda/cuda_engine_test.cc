@@ -1,0 +1,131 @@
+// The whole engine on the emulated CUDA device, both bundled models in one mixed load, beside the
+// same engine on the CPU: the same tokens. Executed by emulation.
+#include <fstream>
+#include <sstream>
+
+#include "cuda/cuda_backend.h"
+#include "gtest/gtest.h"
+#include "runtime/cpu/cpu_backend.h"
+#include "runtime/engine/engine.h"
+#include "tests/cuda_emu/emulated_device.h"
+#include "tests/cuda_emu/emulator.h"
+
+namespace sensorium {
+namespace {
+
+const std::string kModels = SENSORIUM_MODELS;
+
+std::string ReadFile(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  CHECK(file.good()) << path;
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+GenerateRequest Ask(const std::string& question, const std::string& image) {
+  GenerateRequest request;
+  request.model = "molmo-mini";
+  request.max_tokens = 12;
+  request.echo_token_ids = true;
+  Message message;
+  message.parts.push_back({.kind = Part::Kind::kImage,
+                           .text = "",
+                           .data = ReadFile(kModels + "/molmo-mini/" + image),
+                           .language = ""});
+  message.parts.push_back(
+      {.kind = Part::Kind::kText, .text = question, .data = "", .language = ""});
+  request.messages.push_back(std::move(message));
+  return request;
+}
+
+// What each request of the load came to: token ids, or the reason why not.
+struct Outcome {
+  std::vector<int32_t> tokens;
+  std::string text, error;
+};
+
+Outcome Collect(GenerateQueue& queue) {
+  Outcome o;
+  while (true) {
+    GenerateEvent event = queue.Pop();
+    if (auto* delta = std::get_if<GenerateDelta>(&event)) {
+      o.tokens.insert(o.tokens.end(), delta->token_ids.begin(), delta->token_ids.end());
+    } else if (auto* finished = std::get_if<GenerateFinished>(&event)) {
+      o.text = finished->text;
+    } else if (auto* end = std::get_if<StreamEnd>(&event)) {
+      o.error = end->status.ToString();
+      return o;
+    }
+  }
+}
+
+Outcome Collect(TranscribeQueue& queue) {
+  Outcome o;
+  while (true) {
+    TranscribeEvent event = queue.Pop();
+    if (auto* segment = std::get_if<TranscribeSegment>(&event)) {
+      o.tokens.insert(o.tokens.end(), segment->tokens.begin(), segment->tokens.end());
+    } else if (auto* finished = std::get_if<TranscribeFinished>(&event)) {
+      o.text = finished->text;
+    } else if (auto* end = std::get_if<StreamEnd>(&event)) {
+      o.error = end->status.ToString();
+      return o;
+    }
+  }
+}
+
+std::unique_ptr<Engine> MakeEngine(absl::StatusOr<std::unique_ptr<Backend>> backend) {
+  CHECK(backend.ok()) << backend.status();
+  EngineConfig config;
+  config.models = {{"molmo-mini", kModels + "/molmo-mini"},
+                   {"whisper-mini", kModels + "/whisper-mini"}};
+  config.kv_cache_bytes = 32 << 20;
+  config.max_batch_tokens = 64;  // every prompt in chunks, beside the others' decodes
+  auto engine = Engine::Create(config, *std::move(backend));
+  CHECK(engine.ok()) << engine.status();
+  return *std::move(engine);
+}
+
+// All at once: images, questions and a recording share the steps.
+std::vector<Outcome> RunLoad(Engine& engine) {
+  TranscribeRequest hear;
+  hear.model = "whisper-mini";
+  hear.audio = ReadFile(kModels + "/whisper-mini/question.wav");
+  const auto star = engine.Generate(Ask("What color is the star?", "shapes.png"));
+  const auto heard = engine.Transcribe(hear);
+  const auto count = engine.Generate(Ask("How many red circles are there?", "small.png"));
+  return {Collect(*star), Collect(*heard), Collect(*count)};
+}
+
+class CudaEngineTest : public testing::TestWithParam<DType> {};
+
+TEST_P(CudaEngineTest, AMixedLoadGivesTheTokensOfTheCpu) {
+  const auto cpu = MakeEngine(CpuBackend::Create({.dtype = GetParam(), .level = {}}));
+  const std::vector<Outcome> want = RunLoad(*cpu);
+  cuda_emu::SetSeed(3);
+  const auto cuda = MakeEngine(CudaBackend::Create({.dtype = GetParam()}));
+  EXPECT_EQ(cuda->device(), "cuda: emulated device (8.0)");
+  const std::vector<Outcome> got = RunLoad(*cuda);
+  for (size_t i = 0; i < want.size(); ++i) {
+    EXPECT_EQ(got[i].error, "OK");
+    EXPECT_FALSE(got[i].tokens.empty());
+    EXPECT_EQ(got[i].tokens, want[i].tokens);
+    EXPECT_EQ(got[i].text, want[i].text);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Types, CudaEngineTest, testing::Values(DType::kFloat32, DType::kBFloat16),
+                         [](const auto& info) { return std::string(Name(info.param)); });
+
+// A device that breaks under load: what is in flight fails as UNAVAILABLE, and so does what comes.
+TEST(CudaEngineFailureTest, ABrokenDeviceFailsWhatIsInFlight) {
+  const auto engine = MakeEngine(CudaBackend::Create({}));
+  cuda_emu::FailLaunch(40);
+  for (const Outcome& o : RunLoad(*engine)) EXPECT_EQ(o.error.find("UNAVAILABLE"), 0u) << o.error;
+  EXPECT_TRUE(engine->Stats().broken);
+  cuda_emu::FailLaunch(0);
+}
+
+}  // namespace
+}  // namespace sensorium

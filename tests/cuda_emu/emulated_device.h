@@ -1,0 +1,28 @@
+// The knobs and counters of the emulated device, for tests.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace cuda_emu {
+
+struct Counters {
+  int64_t launches = 0;
+  int64_t copies_to_device = 0, copied_to_device_bytes = 0;
+  int64_t copies_to_host = 0, copied_to_host_bytes = 0;
+  int64_t synchronisations = 0;
+  int64_t device_allocations = 0;  // ever made
+};
+Counters counters();
+
+// The n-th allocation of device memory from now on fails, n >= 1; 0: none does.
+void FailAllocation(int n);
+// What cudaMemGetInfo says is free and there; an allocation of more fails.
+void SetDeviceMemory(size_t bytes);
+size_t AllocatedBytes();  // device memory not yet freed
+// 0: a machine without a GPU.
+void SetDeviceCount(int count);
+// The n-th launch from now on fails when it runs, and everything behind it; 0: none does.
+void FailLaunch(int n);
+
+}  // namespace cuda_emu

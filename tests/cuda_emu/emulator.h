@@ -1,0 +1,87 @@
+// CUDA's execution model on the CPU: a block's threads are fibers of one OS thread, run one block
+// at a time. It is there to execute the product's kernels as they are, in any order the hardware
+// could choose, under sanitizers: what is tested is their arithmetic and their synchronisation, not
+// speed.
+//
+//   - Barriers and warp operations are rendezvous: a thread that waits hands over to the next one.
+//     A rendezvous that cannot complete aborts with the reason instead of hanging.
+//   - The order of warps and of lanes within a warp is shuffled for each block, from SetSeed.
+//   - Shared memory is NaN before each block; a copy by cp.async writes NaN where it will land when
+//     it is issued and its data when it is waited for.
+//   - Streams are queues that run when something waits for them (runtime.cc).
+//
+// One OS thread only. Aborts on misuse: a kernel that breaks the rules is a bug of ours.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+
+#include "tests/cuda_emu/vector_types.h"
+
+namespace cuda_emu {
+
+// What the running thread's threadIdx and the like read.
+struct Indices {
+  uint3 thread, block;
+  dim3 block_dim, grid_dim;
+};
+extern Indices current;
+
+// The block's dynamic shared memory, 128-byte aligned.
+std::byte* SharedMemory();
+
+void BlockBarrier();
+
+// A rendezvous of the lanes in `mask`. Every lane leaves what it brings (at most kSlotBytes) in its
+// slot of EnterWarp, then calls MeetWarp, which returns when all have come; `combine`, if there is
+// one, has then made every lane's result from all slots, on the lane that came last. Both arrays
+// [32][kSlotBytes] stay as they are until the lane's next rendezvous is complete. `kind` names the
+// operation: lanes that meet in different ones abort.
+inline constexpr size_t kSlotBytes = 64;
+using Combine = void (*)(const std::byte* in, std::byte* out);
+struct WarpSlots {
+  std::byte* in;
+  const std::byte* out;
+};
+WarpSlots EnterWarp(uint32_t mask, const char* kind);
+void MeetWarp(uint32_t mask, const char* kind, Combine combine);
+unsigned Lane();
+
+template <typename In, typename Out>
+Out WarpCombine(uint32_t mask, const char* kind, const In& in, Combine combine) {
+  static_assert(sizeof(In) <= kSlotBytes && sizeof(Out) <= kSlotBytes);
+  const WarpSlots slots = EnterWarp(mask, kind);
+  std::memcpy(slots.in + Lane() * kSlotBytes, &in, sizeof(In));
+  MeetWarp(mask, kind, combine);
+  Out out;
+  std::memcpy(&out, slots.out + Lane() * kSlotBytes, sizeof(Out));
+  return out;
+}
+// What lane `from` brought.
+template <typename T>
+T WarpExchange(uint32_t mask, const char* kind, const T& value, unsigned from) {
+  static_assert(sizeof(T) <= kSlotBytes);
+  const WarpSlots slots = EnterWarp(mask, kind);
+  std::memcpy(slots.in + Lane() * kSlotBytes, &value, sizeof(T));
+  MeetWarp(mask, kind, nullptr);
+  T other;
+  std::memcpy(&other, slots.in + from % 32 * kSlotBytes, sizeof(T));
+  return other;
+}
+
+// cp.async of the running thread: `source_bytes` of `bytes`, zeros behind them.
+void AsyncCopy(void* shared, const void* global, size_t bytes, size_t source_bytes);
+void AsyncCommit();
+void AsyncWait(int groups_left);  // until at most this many committed groups are pending
+
+// Runs every block of a grid to its end, now.
+void RunGrid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
+
+// The orders of the blocks that follow. 0: ascending.
+void SetSeed(uint64_t seed);
+
+[[noreturn]] void Fail(const char* format, ...) __attribute__((format(printf, 1, 2)));
+
+}  // namespace cuda_emu

@@ -1,0 +1,98 @@
+// Stands in for the toolkit's header of this name where the product's CUDA sources are compiled as
+// plain C++ (tests/cuda_emu): the qualifiers, the built-in variables and the intrinsics the kernels
+// use, and the calls of the runtime API that the backend makes.
+#pragma once
+
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <functional>
+
+#include "tests/cuda_emu/emulator.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+
+#define threadIdx (::cuda_emu::current.thread)
+#define blockIdx (::cuda_emu::current.block)
+#define blockDim (::cuda_emu::current.block_dim)
+#define gridDim (::cuda_emu::current.grid_dim)
+
+inline void __syncthreads() { cuda_emu::BlockBarrier(); }
+
+template <typename T>
+T __shfl_sync(uint32_t mask, T value, int from) {
+  return cuda_emu::WarpExchange(mask, "__shfl_sync", value, static_cast<unsigned>(from));
+}
+template <typename T>
+T __shfl_xor_sync(uint32_t mask, T value, int lane_mask) {
+  return cuda_emu::WarpExchange(mask, "__shfl_xor_sync", value,
+                                cuda_emu::Lane() ^ static_cast<unsigned>(lane_mask));
+}
+inline void __syncwarp(uint32_t mask = 0xffffffffu) {
+  cuda_emu::EnterWarp(mask, "__syncwarp");
+  cuda_emu::MeetWarp(mask, "__syncwarp", nullptr);
+}
+
+inline int __float2int_rn(float x) { return static_cast<int>(lrintf(x)); }
+inline int __double2int_rn(double x) { return static_cast<int>(lrint(x)); }
+
+// ---- Runtime API: the calls the backend makes --------------------------------------------------
+
+enum cudaError_t {
+  cudaSuccess = 0,
+  cudaErrorInvalidValue = 1,
+  cudaErrorMemoryAllocation = 2,
+  cudaErrorNoDevice = 100,
+  cudaErrorLaunchFailure = 719,
+};
+enum cudaMemcpyKind {
+  cudaMemcpyHostToDevice = 1,
+  cudaMemcpyDeviceToHost = 2,
+  cudaMemcpyDeviceToDevice = 3,
+};
+enum cudaDeviceAttr {
+  cudaDevAttrMemoryClockRate = 36,
+  cudaDevAttrGlobalMemoryBusWidth = 37,
+  cudaDevAttrComputeCapabilityMajor = 75,
+  cudaDevAttrComputeCapabilityMinor = 76,
+};
+struct cudaDeviceProp {
+  char name[256];
+};
+inline constexpr unsigned cudaStreamNonBlocking = 1;
+
+namespace cuda_emu {
+struct Stream;
+}
+using cudaStream_t = cuda_emu::Stream*;
+
+const char* cudaGetErrorName(cudaError_t error);
+const char* cudaGetErrorString(cudaError_t error);
+cudaError_t cudaGetLastError();
+cudaError_t cudaGetDeviceCount(int* count);
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device);
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes);
+cudaError_t cudaMalloc(void** p, size_t bytes);
+cudaError_t cudaFree(void* p);
+cudaError_t cudaMallocHost(void** p, size_t bytes);
+cudaError_t cudaFreeHost(void* p);
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
+cudaError_t cudaStreamDestroy(cudaStream_t stream);
+cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream);
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
+                              size_t row_bytes, size_t rows, cudaMemcpyKind kind,
+                              cudaStream_t stream);
+
+namespace cuda_emu {
+// What cudaLaunchKernelEx is there: queues the kernel.
+cudaError_t Launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   std::function<void()> kernel);
+}  // namespace cuda_emu

@@ -1,0 +1,237 @@
+// The calls of CUDA's runtime API that the backend makes, on host memory. A stream is a queue whose
+// work runs when something waits for it and not before: a missing wait reads what was there before.
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <map>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "tests/cuda_emu/emulated_device.h"
+#include "tests/cuda_emu/include/cuda_runtime.h"
+
+namespace cuda_emu {
+
+struct Stream {
+  std::deque<std::function<void()>> queue;
+};
+
+namespace {
+
+struct Device {
+  Counters counters;
+  int count = 1;
+  size_t memory_bytes = size_t{4} << 30;
+  size_t allocated_bytes = 0;
+  int fail_allocation = 0, fail_launch = 0;
+  cudaError_t last_error = cudaSuccess;
+  cudaError_t sticky = cudaSuccess;     // a failed kernel: every later call says so
+  std::map<void*, size_t> allocations;  // device memory
+  std::map<const std::byte*, size_t> pinned;
+  std::set<Stream*> streams;
+};
+Device device;
+
+cudaError_t Report(cudaError_t error) {
+  if (error != cudaSuccess) device.last_error = error;
+  return error;
+}
+
+void Run(Stream& stream) {
+  while (!stream.queue.empty()) {
+    const std::function<void()> work = std::move(stream.queue.front());
+    stream.queue.pop_front();
+    if (device.sticky == cudaSuccess) work();
+  }
+}
+
+bool Pinned(const void* p) {
+  const auto* byte = static_cast<const std::byte*>(p);
+  auto at = device.pinned.upper_bound(byte);
+  if (at == device.pinned.begin()) return false;
+  --at;
+  return byte < at->first + at->second;
+}
+
+void CopyRows(std::byte* to, size_t to_pitch, const std::byte* from, size_t from_pitch,
+              size_t row_bytes, size_t rows) {
+  for (size_t r = 0; r < rows; ++r)
+    std::memcpy(to + r * to_pitch, from + r * from_pitch, row_bytes);
+}
+
+}  // namespace
+
+Counters counters() { return device.counters; }
+void FailAllocation(int n) { device.fail_allocation = n; }
+void SetDeviceMemory(size_t bytes) { device.memory_bytes = bytes; }
+size_t AllocatedBytes() { return device.allocated_bytes; }
+void SetDeviceCount(int count) { device.count = count; }
+void FailLaunch(int n) {
+  device.fail_launch = n;
+  device.sticky = device.last_error = cudaSuccess;
+}
+
+cudaError_t Launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+                   std::function<void()> kernel) {
+  if (device.sticky != cudaSuccess) return Report(device.sticky);
+  ++device.counters.launches;
+  const bool fails = device.fail_launch > 0 && --device.fail_launch == 0;
+  stream->queue.push_back([=, kernel = std::move(kernel)] {
+    if (fails) {
+      device.sticky = cudaErrorLaunchFailure;
+    } else {
+      RunGrid(grid, block, shared_bytes, kernel);
+    }
+  });
+  return cudaSuccess;
+}
+
+}  // namespace cuda_emu
+
+using cuda_emu::device;
+using cuda_emu::Report;
+
+const char* cudaGetErrorName(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "cudaSuccess";
+    case cudaErrorInvalidValue:
+      return "cudaErrorInvalidValue";
+    case cudaErrorMemoryAllocation:
+      return "cudaErrorMemoryAllocation";
+    case cudaErrorNoDevice:
+      return "cudaErrorNoDevice";
+    case cudaErrorLaunchFailure:
+      return "cudaErrorLaunchFailure";
+  }
+  return "cudaErrorUnknown";
+}
+const char* cudaGetErrorString(cudaError_t error) {
+  switch (error) {
+    case cudaSuccess:
+      return "no error";
+    case cudaErrorInvalidValue:
+      return "invalid argument";
+    case cudaErrorMemoryAllocation:
+      return "out of memory";
+    case cudaErrorNoDevice:
+      return "no CUDA-capable device is detected";
+    case cudaErrorLaunchFailure:
+      return "unspecified launch failure";
+  }
+  return "unknown error";
+}
+
+cudaError_t cudaGetLastError() { return std::exchange(device.last_error, cudaSuccess); }
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = device.count;
+  return device.count == 0 ? Report(cudaErrorNoDevice) : cudaSuccess;
+}
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
+  std::strcpy(properties->name, "emulated device");
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  *value = attribute == cudaDevAttrComputeCapabilityMajor ? 8 : 0;
+  return cudaSuccess;
+}
+cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
+  *free_bytes = device.memory_bytes - device.allocated_bytes;
+  *total_bytes = device.memory_bytes;
+  return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void** p, size_t bytes) {
+  *p = nullptr;
+  if (device.sticky != cudaSuccess) return Report(device.sticky);
+  const bool fails = device.fail_allocation > 0 && --device.fail_allocation == 0;
+  if (fails || bytes > device.memory_bytes - device.allocated_bytes) {
+    return Report(cudaErrorMemoryAllocation);
+  }
+  // Not more than asked for, so that AddressSanitizer sees the end; a multiple of 256 needs no
+  // more.
+  if (posix_memalign(p, 256, bytes) != 0) return Report(cudaErrorMemoryAllocation);
+  std::memset(*p, 0xff, bytes);  // NaN in every float type
+  device.allocations[*p] = bytes;
+  device.allocated_bytes += bytes;
+  ++device.counters.device_allocations;
+  return cudaSuccess;
+}
+cudaError_t cudaFree(void* p) {
+  if (p == nullptr) return cudaSuccess;
+  const auto at = device.allocations.find(p);
+  if (at == device.allocations.end()) cuda_emu::Fail("cudaFree of memory that is not allocated");
+  for (cuda_emu::Stream* stream : device.streams) cuda_emu::Run(*stream);  // cudaFree waits for all
+  device.allocated_bytes -= at->second;
+  device.allocations.erase(at);
+  std::free(p);
+  return cudaSuccess;
+}
+cudaError_t cudaMallocHost(void** p, size_t bytes) {
+  if (posix_memalign(p, 4096, bytes) != 0) return Report(cudaErrorMemoryAllocation);
+  std::memset(*p, 0xff, bytes);
+  device.pinned[static_cast<std::byte*>(*p)] = bytes;
+  return cudaSuccess;
+}
+cudaError_t cudaFreeHost(void* p) {
+  if (p == nullptr) return cudaSuccess;
+  if (device.pinned.erase(static_cast<std::byte*>(p)) == 0) {
+    cuda_emu::Fail("cudaFreeHost of memory that is not pinned");
+  }
+  std::free(p);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  *stream = new cuda_emu::Stream;
+  device.streams.insert(*stream);
+  return cudaSuccess;
+}
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+  device.streams.erase(stream);
+  delete stream;  // what is still queued never runs: whoever needed it had to wait
+  return cudaSuccess;
+}
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  ++device.counters.synchronisations;
+  cuda_emu::Run(*stream);
+  return Report(device.sticky);
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
+                            cudaStream_t stream) {
+  return cudaMemcpy2DAsync(to, bytes, from, bytes, bytes, 1, kind, stream);
+}
+
+// Pinned host memory is read and written when the stream gets there; pageable memory is read before
+// the call returns, and written before it returns.
+cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
+                              size_t row_bytes, size_t rows, cudaMemcpyKind kind,
+                              cudaStream_t stream) {
+  if (device.sticky != cudaSuccess) return Report(device.sticky);
+  auto* out = static_cast<std::byte*>(to);
+  const auto* in = static_cast<const std::byte*>(from);
+  const auto bytes = static_cast<int64_t>(row_bytes * rows);
+  if (kind == cudaMemcpyHostToDevice) {
+    ++device.counters.copies_to_device;
+    device.counters.copied_to_device_bytes += bytes;
+    if (!cuda_emu::Pinned(from)) {
+      std::vector<std::byte> staged(row_bytes * rows);
+      cuda_emu::CopyRows(staged.data(), row_bytes, in, from_pitch, row_bytes, rows);
+      stream->queue.push_back([=, staged = std::move(staged)] {
+        cuda_emu::CopyRows(out, to_pitch, staged.data(), row_bytes, row_bytes, rows);
+      });
+      return cudaSuccess;
+    }
+  }
+  if (kind == cudaMemcpyDeviceToHost) {
+    ++device.counters.copies_to_host;
+    device.counters.copied_to_host_bytes += bytes;
+  }
+  stream->queue.push_back(
+      [=] { cuda_emu::CopyRows(out, to_pitch, in, from_pitch, row_bytes, rows); });
+  if (kind == cudaMemcpyDeviceToHost && !cuda_emu::Pinned(to)) return cudaStreamSynchronize(stream);
+  return cudaSuccess;
+}

@@ -1,0 +1,32 @@
+#include "absl/strings/str_cat.h"
+#include "cuda/cuda_backend.h"
+#include "tests/cuda_emu/emulated_device.h"
+#include "tests/cuda_emu/emulator.h"
+#include "tests/runtime/backend/ops_fixture.h"
+
+namespace sensorium {
+
+// Seed 0 is the ascending order of threads. The suite reads results where they are, so each op
+// waits; small buffers make ops work in pieces.
+std::vector<BackendUnderTest> BackendsUnderTest() {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  const std::vector<uint64_t> seeds = {1};  // ten times as slow, and they see what one order does
+#else
+  const std::vector<uint64_t> seeds = {0, 1, 2};
+#endif
+  std::vector<BackendUnderTest> backends;
+  for (const uint64_t seed : seeds) {
+    backends.push_back({absl::StrCat("cuda_emulated_seed", seed), [seed](DType dtype, int) {
+                          cuda_emu::SetSeed(seed);
+                          auto backend = CudaBackend::Create({.dtype = dtype,
+                                                              .upload_bytes = size_t{1} << 18,
+                                                              .scratch_bytes = size_t{1} << 20,
+                                                              .wait_after_each_op = true});
+                          CHECK(backend.ok()) << backend.status().ToString();
+                          return std::move(backend).value();
+                        }});
+  }
+  return backends;
+}
+
+}  // namespace sensorium
