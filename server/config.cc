@@ -160,6 +160,7 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   device.String("kind", &config.backend.device);
   device.String("dtype", &config.backend.dtype);
   device.String("cpu_level", &config.backend.cpu_level);
+  device.String("determinism", &config.backend.determinism);
   device.Number("threads", &config.backend.threads, 0, 4096);
   device.Bool("pin_threads", &config.backend.pin_threads);
 

@@ -137,7 +137,7 @@ void AddServeCommand(CLI::App& app, int& exit_code) {
         return std::string(CheckAddress(address, /*min_port=*/0).message());
       });
   command->add_option("--device", options->device,
-                      "cpu or auto, instead of the file's device.kind");
+                      "cuda, cpu or auto, instead of the file's device.kind");
   command->add_option("--dtype", options->dtype,
                       "float32 (exact) or bfloat16, instead of the file's device.dtype");
   command->add_option("--cpu-level", options->cpu_level,

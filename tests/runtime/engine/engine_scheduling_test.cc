@@ -175,6 +175,12 @@ TEST(EngineAdmissionTest, PreemptedRequestsGiveTheSameBits) {
   ExpectIdle(*engine);
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+constexpr int kRounds = 10;  // in each of ten engines; under a sanitizer each takes ten times as long
+#else
+constexpr int kRounds = 200;
+#endif
+
 // Thousands of random schedules: which requests run together, how prefills are cut, in which order,
 // what is cached from before, who is preempted. Each answer is the one it gets alone.
 TEST(EnginePropertyTest, AnswersDoNotDependOnTheSchedule) {
@@ -218,7 +224,7 @@ TEST(EnginePropertyTest, AnswersDoNotDependOnTheSchedule) {
     config.kv_cache_bytes = block_bytes * config.block_tokens / 16 * (8 + random() % (house % 2 ? 4 : 12));
     config.image_slots = 1 + static_cast<int32_t>(random() % 3);
     auto engine = MakeEngine(config);
-    for (int round = 0; round < 200; ++round, ++schedules) {
+    for (int round = 0; round < kRounds; ++round, ++schedules) {
       std::vector<size_t> chosen;
       std::vector<std::shared_ptr<GenerateQueue>> queues;
       for (size_t k = 1 + random() % 8; k > 0; --k) {
@@ -237,7 +243,7 @@ TEST(EnginePropertyTest, AnswersDoNotDependOnTheSchedule) {
     ExpectIdle(*engine);
     preemptions += engine->Stats().preemptions;
   }
-  EXPECT_GT(preemptions, 0);
+  if (schedules >= 2000) EXPECT_GT(preemptions, 0);
   std::printf("%d schedules, %lld preemptions\n", schedules, static_cast<long long>(preemptions));
 }
 
