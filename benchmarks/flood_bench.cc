@@ -1,12 +1,13 @@
-// What a flood of pictures and recordings does to streams that are being written, under the time budget
-// and in first-come order.
+// What a flood of pictures and recordings does to streams that are being written, under the time
+// budget and in first-come order.
 //
 //   flood_bench [--streams=8] [--seconds=8] [--target-step-ms=4] [--svg=FILE] [--json]
 //
-// Eight answers of the bundled molmo-mini are decoded without an end; each token's arrival is noted.
-// Beside them, in the flooded runs, four clients keep asking about pictures and four keep sending
-// recordings (no two alike: the caches are off). Prints the percentiles of the time between two tokens
-// of a stream, the flood's throughput, and what the flood's requests waited for their first token.
+// Eight answers of the bundled molmo-mini are decoded without an end; each token's arrival is
+// noted. Beside them, in the flooded runs, four clients keep asking about pictures and four keep
+// sending recordings (no two alike: the caches are off). Prints the percentiles of the time between
+// two tokens of a stream, the flood's throughput, and what the flood's requests waited for their
+// first token.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -40,7 +41,7 @@ struct Options {
 struct Run {
   const char* name;
   bool flood;
-  double target_step_ms;  // 0: first come, first served
+  double target_step_ms;         // 0: first come, first served
   std::vector<double> gaps_ms;   // between two tokens of one stream, all streams together, sorted
   std::vector<double> first_ms;  // first tokens (or segments) of the flood's requests, sorted
   int flood_done = 0;
@@ -66,8 +67,8 @@ GenerateRequest Question(const std::string& text, std::string image, int32_t max
   request.max_tokens = max_tokens;
   Message message;
   if (!image.empty()) {
-    message.parts.push_back({.kind = Part::Kind::kImage, .text = "", .data = std::move(image),
-                             .language = ""});
+    message.parts.push_back(
+        {.kind = Part::Kind::kImage, .text = "", .data = std::move(image), .language = ""});
   }
   message.parts.push_back({.kind = Part::Kind::kText, .text = text, .data = "", .language = ""});
   request.messages.push_back(std::move(message));
@@ -198,7 +199,8 @@ void WriteSvg(const std::string& path, const std::vector<Run>& runs) {
   };
   std::ofstream out(path);
   out << "<svg xmlns='http://www.w3.org/2000/svg' width='730' height='400' "
-         "font-family='sans-serif' font-size='13'>\n<rect width='730' height='400' fill='white'/>\n";
+         "font-family='sans-serif' font-size='13'>\n<rect width='730' height='400' "
+         "fill='white'/>\n";
   for (const double ms : {0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0}) {
     out << "<line x1='" << x(ms) << "' x2='" << x(ms) << "' y1='" << kTop << "' y2='"
         << kTop + kHeight << "' stroke='#e3e3e3'/><text x='" << x(ms) << "' y='"
@@ -208,7 +210,8 @@ void WriteSvg(const std::string& path, const std::vector<Run>& runs) {
     const double y = kTop + kHeight * (1 - percent / 100.0);
     out << "<line x1='" << kLeft << "' x2='" << kLeft + kWidth << "' y1='" << y << "' y2='" << y
         << "' stroke='#e3e3e3'/>";
-    if (percent != 99) out << "<text x='52' y='" << y + 4 << "' text-anchor='end'>" << percent << "%</text>";
+    if (percent != 99)
+      out << "<text x='52' y='" << y + 4 << "' text-anchor='end'>" << percent << "%</text>";
     out << "\n";
   }
   out << "<text x='" << kLeft + kWidth / 2
@@ -259,11 +262,10 @@ int main(int argc, char** argv) {
     }
   }
   spdlog::set_level(spdlog::level::warn);
-  std::vector<Run> runs = {{.name = "no flood", .flood = false,
-                            .target_step_ms = options.target_step_ms},
-                           {.name = "flood, time budget", .flood = true,
-                            .target_step_ms = options.target_step_ms},
-                           {.name = "flood, first come", .flood = true, .target_step_ms = 0}};
+  std::vector<Run> runs = {
+      {.name = "no flood", .flood = false, .target_step_ms = options.target_step_ms},
+      {.name = "flood, time budget", .flood = true, .target_step_ms = options.target_step_ms},
+      {.name = "flood, first come", .flood = true, .target_step_ms = 0}};
   if (!options.json) {
     std::printf("%d streams, %.0f s a run, budget %.1f ms\n%-20s %9s %9s %9s %9s %11s %10s %12s\n",
                 options.streams, options.seconds, options.target_step_ms, "", "p50 ms", "p90 ms",
@@ -274,11 +276,10 @@ int main(int argc, char** argv) {
     const double p50 = Percentile(run.gaps_ms, 0.5), p90 = Percentile(run.gaps_ms, 0.9),
                  p99 = Percentile(run.gaps_ms, 0.99),
                  most = run.gaps_ms.empty() ? 0 : run.gaps_ms.back();
-    std::printf(options.json
-                    ? "{\"run\":\"%s\",\"p50_ms\":%.3f,\"p90_ms\":%.3f,\"p99_ms\":%.3f,"
-                      "\"max_ms\":%.3f,\"tokens_per_s\":%.1f,\"flood_per_s\":%.2f,"
-                      "\"flood_first_p50_ms\":%.1f}\n"
-                    : "%-20s %9.2f %9.2f %9.2f %9.2f %11.0f %10.2f %12.1f\n",
+    std::printf(options.json ? "{\"run\":\"%s\",\"p50_ms\":%.3f,\"p90_ms\":%.3f,\"p99_ms\":%.3f,"
+                               "\"max_ms\":%.3f,\"tokens_per_s\":%.1f,\"flood_per_s\":%.2f,"
+                               "\"flood_first_p50_ms\":%.1f}\n"
+                             : "%-20s %9.2f %9.2f %9.2f %9.2f %11.0f %10.2f %12.1f\n",
                 run.name, p50, p90, p99, most, run.tokens_per_second,
                 run.flood_done / options.seconds, Percentile(run.first_ms, 0.5));
     std::fflush(stdout);

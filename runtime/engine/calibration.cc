@@ -13,18 +13,20 @@ using Clock = std::chrono::steady_clock;
 
 constexpr double kGuessFlops = 50e9;
 
-int64_t Ps(double flops) { return std::max<int64_t>(1, static_cast<int64_t>(flops / kGuessFlops * 1e12)); }
+int64_t Ps(double flops) {
+  return std::max<int64_t>(1, static_cast<int64_t>(flops / kGuessFlops * 1e12));
+}
 
 Prices GuessMolmo(const Molmo& molmo) {
   const LlmConfig& c = molmo.config.llm;
   const VisionConfig& v = molmo.config.vision;
-  const double width = double{1.0} * c.hidden;
+  const double width = c.hidden;
   const double attention = width * c.head_dim * (c.heads + c.kv_heads) * 2;
   const double mlp = 3.0 * width * c.ffn * std::max(1, c.experts_per_token);
   const double token = 2 * c.layers * (attention + mlp);
   const double head = 2.0 * width * c.embedding_rows;
-  const double vit = 2.0 * v.layers * v.positions() *
-                     (4.0 * v.width * v.width + 2.0 * v.width * v.mlp_dim);
+  const double vit =
+      2.0 * v.layers * v.positions() * (4.0 * v.width * v.width + 2.0 * v.width * v.mlp_dim);
   return {.encode_unit_ps = Ps(vit),
           .forward_ps = Ps(token),
           .prefill_token_ps = Ps(token),
@@ -52,8 +54,7 @@ Prices GuessWhisper(const WhisperConfig& c, int32_t stages) {
 // Runs bodies and keeps what they took, until the time is up.
 class Stopwatch {
  public:
-  explicit Stopwatch(int64_t limit_ms)
-      : end_(Clock::now() + std::chrono::milliseconds(limit_ms)) {}
+  explicit Stopwatch(int64_t limit_ms) : end_(Clock::now() + std::chrono::milliseconds(limit_ms)) {}
   bool over() const { return Clock::now() >= end_; }
   template <typename Body>
   void Measure(const Work& work, const Body& body) {
@@ -64,7 +65,8 @@ class Stopwatch {
       const Clock::time_point start = Clock::now();
       body();
       samples_.push_back(
-          {work, std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count()});
+          {work,
+           std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count()});
     }
   }
   std::vector<Sample> Take() { return std::move(samples_); }
