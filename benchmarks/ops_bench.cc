@@ -60,14 +60,14 @@ AlignedBuffer RandomActivations(int64_t elements, DType dtype) {
 }
 
 std::unique_ptr<PackedLinear> RandomLinear(const Shape& s, DType storage, CpuLevel level,
-                                           ThreadPool& pool) {
+                                           ThreadPool& pool, WeightSlabs& slabs) {
   // All outputs share some rows: packing reads them as it would a checkpoint's.
   const AlignedBuffer w = RandomActivations(s.in * 64, DType::kFloat32);
   std::vector<LinearSource> parts;
   for (int64_t o = 0; o < s.out; o += 64) {
     parts.push_back({{w.data(), DType::kFloat32, {std::min<int64_t>(64, s.out - o), s.in}}, {}});
   }
-  return PackedLinear::Pack(parts, storage, level, pool);
+  return PackedLinear::Pack(parts, storage, level, pool, slabs);
 }
 
 double Median(std::vector<double> v) {
@@ -77,7 +77,8 @@ double Median(std::vector<double> v) {
 
 void Prefill(benchmark::State& state, const Shape& s, DType dtype, CpuLevel level,
              ThreadPool& pool) {
-  const auto w = RandomLinear(s, dtype, level, pool);
+  WeightSlabs slabs;
+  const auto w = RandomLinear(s, dtype, level, pool, slabs);
   const AlignedBuffer x = RandomActivations(s.rows * s.in, dtype);
   AlignedBuffer y(s.rows * s.out * SizeOf(dtype));
   GemmScratch scratch;
@@ -106,10 +107,11 @@ void Prefill(benchmark::State& state, const Shape& s, DType dtype, CpuLevel leve
 void Decode(benchmark::State& state, const Shape& s, int64_t rows, DType dtype, CpuLevel level,
             ThreadPool& pool) {
   constexpr size_t kMemory = size_t{160} << 20;  // five times the L3 of the machines at hand
+  WeightSlabs slabs;  // the copies lie side by side, as a model's weights do
   std::vector<std::unique_ptr<PackedLinear>> copies;
   size_t bytes = 0;
   while (bytes < kMemory) {
-    copies.push_back(RandomLinear(s, dtype, level, pool));
+    copies.push_back(RandomLinear(s, dtype, level, pool, slabs));
     bytes += copies.back()->size_bytes();
   }
   AlignedBuffer probe(kMemory);

@@ -116,12 +116,12 @@ size_t CpuBackend::KvBlockBytes(const KvLayout& layout) const {
 }
 
 std::unique_ptr<LinearWeight> CpuBackend::DoPackLinear(std::span<const LinearSource> parts) {
-  return PackedLinear::Pack(parts, dtype(), level_, pool_);
+  return PackedLinear::Pack(parts, dtype(), level_, pool_, slabs_);
 }
 
 std::unique_ptr<LinearWeight> CpuBackend::DoPackConv1d(ConstTensorView weight,
                                                        ConstTensorView bias) {
-  return PackedLinear::PackConv1d(weight, bias, dtype(), level_, pool_);
+  return PackedLinear::PackConv1d(weight, bias, dtype(), level_, pool_, slabs_);
 }
 
 std::unique_ptr<TableWeight> CpuBackend::DoMakeTable(std::span<const ConstTensorView> parts) {

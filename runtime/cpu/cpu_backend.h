@@ -87,6 +87,7 @@ class CpuBackend final : public Backend {
   const Kernels& kernels_;
   // Engine thread only.
   ThreadPool pool_;
+  WeightSlabs slabs_;
   GemmScratch gemm_;
   // Grow-only. One per thread of the pool, each used by that thread alone.
   std::unique_ptr<AlignedBuffer[]> worker_scratch_;

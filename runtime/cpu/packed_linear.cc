@@ -116,22 +116,23 @@ void PackTap(std::byte* panel, const Row (&rows)[kPanel], int64_t tap, int64_t t
 }  // namespace
 
 std::unique_ptr<PackedLinear> PackedLinear::Pack(std::span<const LinearSource> parts, DType storage,
-                                                 CpuLevel level, ThreadPool& pool) {
+                                                 CpuLevel level, ThreadPool& pool,
+                                                 WeightSlabs& slabs) {
   for (const LinearSource& part : parts) CHECK_EQ(part.weight.rank(), 2);
-  return PackTaps(parts, 1, storage, level, pool);
+  return PackTaps(parts, 1, storage, level, pool, slabs);
 }
 
 std::unique_ptr<PackedLinear> PackedLinear::PackConv1d(ConstTensorView weight, ConstTensorView bias,
                                                        DType storage, CpuLevel level,
-                                                       ThreadPool& pool) {
+                                                       ThreadPool& pool, WeightSlabs& slabs) {
   CHECK_EQ(weight.rank(), 3);
   const LinearSource part = {weight, bias};
-  return PackTaps({&part, 1}, weight.dim(2), storage, level, pool);
+  return PackTaps({&part, 1}, weight.dim(2), storage, level, pool, slabs);
 }
 
 std::unique_ptr<PackedLinear> PackedLinear::PackTaps(std::span<const LinearSource> parts,
                                                      int64_t taps, DType storage, CpuLevel level,
-                                                     ThreadPool& pool) {
+                                                     ThreadPool& pool, WeightSlabs& slabs) {
   CHECK(storage == DType::kFloat32 || storage == DType::kBFloat16);
   CHECK(!parts.empty());
   std::unique_ptr<PackedLinear> w(new PackedLinear);
@@ -159,7 +160,7 @@ std::unique_ptr<PackedLinear> PackedLinear::PackTaps(std::span<const LinearSourc
     bias += part.weight.rows();
   }
 
-  w->panels_ = AlignedBuffer(w->num_panels() * w->panel_bytes());
+  w->panels_ = slabs.Take(w->num_panels() * w->panel_bytes());
   pool.ParallelFor(w->num_panels(), [&](int64_t p) {
     Row rows[kPanel];
     int64_t first = 0;  // of the part, among all outputs
@@ -174,7 +175,7 @@ std::unique_ptr<PackedLinear> PackedLinear::PackTaps(std::span<const LinearSourc
       }
       first += v.rows();
     }
-    std::byte* panel = w->panels_.data() + p * w->panel_bytes();
+    std::byte* panel = w->panels_.get() + p * w->panel_bytes();
     for (int64_t tap = 0; tap < taps; ++tap) {
       PackTap(panel + tap * w->steps_per_tap() * kGemmStepBytes, rows, tap, taps, w->in_, storage);
     }

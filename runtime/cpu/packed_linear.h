@@ -24,6 +24,7 @@
 #include "runtime/cpu/aligned_buffer.h"
 #include "runtime/cpu/cpu_level.h"
 #include "runtime/cpu/thread_pool.h"
+#include "runtime/cpu/weight_slabs.h"
 
 namespace sensorium {
 
@@ -35,15 +36,16 @@ class PackedLinear : public LinearWeight {
   // and alignment (they are read straight from the mapped file, each byte once) and are not kept.
   // REQUIRES: storage float32 or bfloat16; equal in_features.
   static std::unique_ptr<PackedLinear> Pack(std::span<const LinearSource> parts, DType storage,
-                                            CpuLevel level, ThreadPool& pool);
+                                            CpuLevel level, ThreadPool& pool, WeightSlabs& slabs);
   // A convolution's weight [out, in, kernel] for RunConv1d (conv1d.h). Inputs are ordered tap by
   // tap, each tap padded to whole steps.
   static std::unique_ptr<PackedLinear> PackConv1d(ConstTensorView weight, ConstTensorView bias,
-                                                  DType storage, CpuLevel level, ThreadPool& pool);
+                                                  DType storage, CpuLevel level, ThreadPool& pool,
+                                                  WeightSlabs& slabs);
 
   int64_t in_features() const override { return in_; }  // of one tap
   int64_t out_features() const override { return out_; }
-  size_t size_bytes() const override { return panels_.size_bytes() + bias_.size_bytes(); }
+  size_t size_bytes() const override { return num_panels() * panel_bytes() + bias_.size_bytes(); }
 
   int64_t taps() const { return taps_; }  // 1, or a convolution's kernel width
   DType storage() const { return storage_; }
@@ -53,20 +55,21 @@ class PackedLinear : public LinearWeight {
   int64_t num_panels() const { return (out_ + kPanel - 1) / kPanel; }
   int64_t steps_per_tap() const { return storage_ == DType::kBFloat16 ? (in_ + 1) / 2 : in_; }
   int64_t panel_bytes() const { return taps_ * steps_per_tap() * 128; }
-  const std::byte* panel(int64_t p) const { return panels_.data() + p * panel_bytes(); }
+  const std::byte* panel(int64_t p) const { return panels_.get() + p * panel_bytes(); }
   // float32 [num_panels * 32]; zeros where there is no bias.
   const float* bias() const { return reinterpret_cast<const float*>(bias_.data()); }
 
  private:
   PackedLinear() = default;
   static std::unique_ptr<PackedLinear> PackTaps(std::span<const LinearSource> parts, int64_t taps,
-                                                DType storage, CpuLevel level, ThreadPool& pool);
+                                                DType storage, CpuLevel level, ThreadPool& pool,
+                                                WeightSlabs& slabs);
 
   // Constant after Pack.
   int64_t in_ = 0, out_ = 0, taps_ = 1;
   DType storage_ = DType::kFloat32;
   CpuLevel level_ = CpuLevel::kPortable;
-  AlignedBuffer panels_;  // [num_panels, taps, steps_per_tap, 128 bytes]
+  std::shared_ptr<std::byte> panels_;  // [num_panels, taps, steps_per_tap, 128 bytes]
   AlignedBuffer bias_;
 };
 

@@ -13,6 +13,7 @@ namespace {
 class Conv1dTest : public ::testing::TestWithParam<std::tuple<CpuLevel, DType>> {
  protected:
   ThreadPool pool_{2};
+  WeightSlabs slabs_;
   GemmScratch scratch_;
   std::mt19937 rng_{4711};
 };
@@ -33,7 +34,8 @@ TEST_P(Conv1dTest, MatchesDoublePrecisionAtBordersStridesAndOddSizes) {
     const Matrix x = Matrix::Random(rng_, c.seqs * c.frames, c.in, storage, 5);
     const ConstTensorView weight(w.view().bytes(), DType::kFloat32, {c.out, c.in, c.kernel},
                                  c.in * c.kernel + 3);
-    const auto packed = PackedLinear::PackConv1d(weight, bias.vector(), storage, level, pool_);
+    const auto packed =
+        PackedLinear::PackConv1d(weight, bias.vector(), storage, level, pool_, slabs_);
     const int64_t frames_out = (c.frames - 1) / c.stride + 1;
     Matrix y(c.seqs * frames_out, c.out, DType::kFloat32, 2);
     RunConv1d(*packed, pool_, scratch_, y.view(), x.view(), c.seqs, c.stride, Activation::kGelu);
@@ -68,7 +70,7 @@ TEST_P(Conv1dTest, ASequenceHasTheSameBitsAloneAndAmongOthers) {
   const auto [level, storage] = GetParam();
   const Matrix w = Matrix::Random(rng_, 70, 80 * 3, DType::kFloat32);
   const ConstTensorView weight(w.view().bytes(), DType::kFloat32, {70, 80, 3});
-  const auto packed = PackedLinear::PackConv1d(weight, {}, storage, level, pool_);
+  const auto packed = PackedLinear::PackConv1d(weight, {}, storage, level, pool_, slabs_);
   const Matrix x = Matrix::Random(rng_, 3 * 41, 80, storage);
   Matrix all(3 * 21, 70, storage), one(21, 70, storage);
   RunConv1d(*packed, pool_, scratch_, all.view(), x.view(), 3, 2, Activation::kGelu);

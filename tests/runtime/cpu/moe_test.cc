@@ -50,8 +50,8 @@ class MoeTest : public ::testing::TestWithParam<std::tuple<CpuLevel, DType>> {
       down_.push_back(Matrix::Random(rng_, kHidden, kFfn, DType::kFloat32));
       const LinearSource up_gate = {std::as_const(up_gate_[e]).view(), {}};
       const LinearSource down = {std::as_const(down_[e]).view(), {}};
-      experts_.push_back({PackedLinear::Pack({&up_gate, 1}, storage(), level(), pool_),
-                          PackedLinear::Pack({&down, 1}, storage(), level(), pool_)});
+      experts_.push_back({PackedLinear::Pack({&up_gate, 1}, storage(), level(), pool_, slabs_),
+                          PackedLinear::Pack({&down, 1}, storage(), level(), pool_, slabs_)});
     }
   }
   CpuLevel level() const { return std::get<0>(GetParam()); }
@@ -75,6 +75,7 @@ class MoeTest : public ::testing::TestWithParam<std::tuple<CpuLevel, DType>> {
 
   std::mt19937 rng_{99};
   ThreadPool pool_{2};
+  WeightSlabs slabs_;
   GemmScratch scratch_;
   std::vector<Matrix> up_gate_, down_;
   std::vector<ExpertWeights> experts_;

@@ -48,10 +48,11 @@ class PackedLinearTest : public ::testing::TestWithParam<std::tuple<CpuLevel, DT
   DType storage() const { return std::get<1>(GetParam()); }
   std::unique_ptr<PackedLinear> Pack(const Matrix& w, const Matrix* bias = nullptr) {
     const LinearSource part = {w.view(), bias ? bias->vector() : ConstTensorView()};
-    return PackedLinear::Pack({&part, 1}, storage(), level(), pool_);
+    return PackedLinear::Pack({&part, 1}, storage(), level(), pool_, slabs_);
   }
 
   ThreadPool pool_{3};
+  WeightSlabs slabs_;
   GemmScratch scratch_;
   std::mt19937 rng_{20240917};
 };
@@ -159,7 +160,7 @@ TEST_P(PackedLinearTest, StacksPartsAlongTheOutputs) {
   const Matrix v_bias = Matrix::Random(rng_, 23, 1, DType::kBFloat16);
   const LinearSource parts[] = {
       {q.view(), q_bias.vector()}, {k.view(), {}}, {v.view(), v_bias.vector()}};
-  const auto packed = PackedLinear::Pack(parts, storage(), level(), pool_);
+  const auto packed = PackedLinear::Pack(parts, storage(), level(), pool_, slabs_);
   ASSERT_EQ(packed->out_features(), 72);
   const Matrix x = Matrix::Random(rng_, 2, 50, DType::kFloat32);
   Matrix y(2, 72, DType::kFloat32);
@@ -213,7 +214,7 @@ class EpilogueTest : public ::testing::TestWithParam<CpuLevel> {
     w.Set(0, 0, 1);
     for (size_t i = 0; i < values.size(); ++i) x.Set(i, 0, values[i]);
     const LinearSource part = {w.view(), {}};
-    const auto packed = PackedLinear::Pack({&part, 1}, DType::kFloat32, GetParam(), pool_);
+    const auto packed = PackedLinear::Pack({&part, 1}, DType::kFloat32, GetParam(), pool_, slabs_);
     RunLinear(*packed, pool_, scratch_, y.view(), x.view(), activation, false);
     std::vector<float> out(values.size());
     for (size_t i = 0; i < values.size(); ++i) out[i] = y.Get(i, 0);
@@ -227,6 +228,7 @@ class EpilogueTest : public ::testing::TestWithParam<CpuLevel> {
   }
 
   ThreadPool pool_{2};
+  WeightSlabs slabs_;
   GemmScratch scratch_;
 };
 
@@ -269,7 +271,7 @@ TEST_P(EpilogueTest, EveryFloat16WeightIsReadExactly) {
   Matrix x(1, 1, DType::kFloat32), y(1, 1 << 16, DType::kFloat32);
   x.Set(0, 0, 1);
   const LinearSource part = {w.view(), {}};
-  const auto packed = PackedLinear::Pack({&part, 1}, DType::kFloat32, GetParam(), pool_);
+  const auto packed = PackedLinear::Pack({&part, 1}, DType::kFloat32, GetParam(), pool_, slabs_);
   RunLinear(*packed, pool_, scratch_, y.view(), x.view(), Activation::kNone, false);
   for (int64_t h = 0; h < 1 << 16; ++h) {
     const double truth = FromFloat16(static_cast<uint16_t>(h));
