@@ -26,13 +26,14 @@ void CpuBackend::DoEncoderAttention(TensorView y, ConstTensorView q, ConstTensor
   const int64_t wanted = pool_.threads() == 1 ? 1 : int64_t{8} * pool_.threads();
   const int64_t parts = std::clamp<int64_t>(wanted / (seqs * heads), 1, (tiles + 7) / 8);
 
+  for (int w = 0; w < pool_.threads(); ++w) worker_scratch_[w].Reserve(scratch_bytes);
   pool_.ParallelForWorkers(seqs * heads * parts, [&](int64_t task, int worker) {
     const int64_t part = task % parts, head = task / parts % heads, s = task / parts / heads;
     const auto at = [&](const auto& x, int64_t row) {
       return x.bytes() +
              (row * x.row_stride() + head * dims) * static_cast<int64_t>(SizeOf(x.dtype()));
     };
-    std::byte* packed = worker_scratch_[worker].Reserve(scratch_bytes);
+    std::byte* packed = worker_scratch_[worker].data();
     for (int64_t first = 0; first < kv_len; first += KvPanels::kLanes) {
       kernels_.pack_keys(packed + first / KvPanels::kLanes * panels.key_panel_bytes(), dtype(), 0,
                          at(k, s * kv_len + first), k.dtype(), k.row_stride(),

@@ -154,11 +154,11 @@ void RunGemm(const PackedLinear& w, ThreadPool& pool, GemmScratch& scratch, Tens
   const int64_t tasks_wanted = pool.threads() == 1 ? 1 : kTasksPerThread * pool.threads();
   const int64_t panel_blocks =
       std::min(panels, std::max(DivUp(panels, kBlockPanels), DivUp(tasks_wanted, row_blocks)));
-  // Per thread: a widened block of a panel, then the sums.
-  const int64_t widened_bytes = gemm.widens() ? kBlockSteps * kGemmStepBytes : 0;
-  const int64_t thread_bytes = widened_bytes + DivUp(a.rows, row_blocks) *
-                                                   DivUp(panels, panel_blocks) * kGemmPanel *
-                                                   sizeof(float);
+  // Per thread: a widened block of a panel, then the sums of the largest block there is, so that
+  // the scratch is taken by the first call and never again.
+  constexpr int64_t widened_bytes = kBlockSteps * kGemmStepBytes;
+  constexpr int64_t thread_bytes =
+      widened_bytes + kBlockRows * kBlockPanels * kGemmPanel * sizeof(float);
   std::byte* sums = scratch.sums.Reserve(thread_bytes * pool.threads());
   // Tasks next to each other run at the same time and share either panels or rows of x; the other
   // operand comes from memory again each time, unless it is small. Whichever moves fewer bytes.

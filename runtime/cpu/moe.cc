@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "runtime/base/check.h"
+#include "runtime/cpu/gemm.h"
 #include "runtime/cpu/gemm_kernels.h"
 
 namespace sensorium {
@@ -82,6 +83,12 @@ void RunAddMoe(ThreadPool& pool, GemmScratch& scratch, TensorView y, ConstTensor
 
   const int64_t x_bytes = static_cast<int64_t>(SizeOf(x.dtype()));
   std::byte* out = scratch.expert_out.Reserve(pairs * hidden * sizeof(float));
+  // As if every token chose the same expert: what is taken depends on their number alone.
+  std::byte* gathered = scratch.gathered.Reserve(tokens * hidden * x_bytes);
+  std::byte* up = scratch.hidden.Reserve(tokens * 2 * ffn * sizeof(float));  // [rows, up | gate]
+  scratch.activations.Reserve(
+      tokens * std::max(SpreadStride(InputRowBytes(Packed(experts[0].up_gate))),
+                        SpreadStride(InputRowBytes(any_down))));
   for (int64_t e = 0, first = 0; e < num_experts; ++e) {
     const int64_t rows = begin[e] - first;
     if (rows == 0) continue;
@@ -89,8 +96,6 @@ void RunAddMoe(ThreadPool& pool, GemmScratch& scratch, TensorView y, ConstTensor
     const PackedLinear& down = Packed(experts[e].down);
     CHECK(up_gate.in_features() == hidden && up_gate.out_features() == 2 * ffn &&
           down.in_features() == ffn && down.out_features() == hidden);
-    std::byte* gathered = scratch.gathered.Reserve(rows * hidden * x_bytes);
-    std::byte* up = scratch.hidden.Reserve(rows * 2 * ffn * sizeof(float));  // [rows, up | gate]
     for (int64_t r = 0; r < rows; ++r) {
       std::memcpy(gathered + r * hidden * x_bytes,
                   x.bytes() + token_of[first + r] * x.row_stride() * x_bytes, hidden * x_bytes);

@@ -36,6 +36,8 @@ void CpuBackend::DoPagedAttention(TensorView y, ConstTensorView q, const KvCache
     if (tiles > 0) longest = std::max<int64_t>(longest, batch.context_len[s]);
   }
   const size_t scratch_bytes = attention.ScratchBytes(longest);
+  // Here and not by the threads: who has a task this time is chance.
+  for (int w = 0; w < pool_.threads(); ++w) worker_scratch_[w].Reserve(scratch_bytes);
 
   pool_.ParallelForWorkers(first_task[seqs], [&](int64_t task, int worker) {
     const auto s = static_cast<int32_t>(std::upper_bound(first_task, first_task + seqs + 1, task) -
@@ -62,7 +64,7 @@ void CpuBackend::DoPagedAttention(TensorView y, ConstTensorView q, const KvCache
                          .block_stride_bytes = kv.block_stride_bytes,
                          .panels = BlockPanels(layout, dtype())};
     attention.Run(keys, {tile_rows, static_cast<size_t>(count)},
-                  worker_scratch_[worker].Reserve(scratch_bytes));
+                  worker_scratch_[worker].data());
   });
 }
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "absl/functional/function_ref.h"
 #include "runtime/engine/step_batch.h"
 
 namespace sensorium {
@@ -76,7 +77,11 @@ class Stopwatch {
   std::vector<Sample> samples_;
 };
 
-void MeasureEncoder(LoadedModel& model, const CalibrationSpace& space, Stopwatch& watch) {
+// One kind of work, ready to be run as often as `run` likes.
+using Trial = absl::FunctionRef<void(const Work& work, absl::FunctionRef<void()> run)>;
+
+// An audio window, or `crops` crops of a picture.
+void TryEncoder(LoadedModel& model, const CalibrationSpace& space, int32_t crops, Trial trial) {
   if (model.is_whisper()) {
     const WhisperConfig& c = model.whisper->config();
     const int32_t block_size = model.cross_kv.layout.block_size;
@@ -90,7 +95,7 @@ void MeasureEncoder(LoadedModel& model, const CalibrationSpace& space, Stopwatch
       const std::vector<float> mel(static_cast<size_t>(c.window_frames()) * c.mels, 0.1f);
       const TensorView x(space.encoder_state, DType::kFloat32, {c.audio_positions, c.hidden});
       const int32_t stages = model.UnitsPerWindow();
-      watch.Measure({.encode_units = stages}, [&] {
+      trial({.encode_units = stages}, [&] {
         model.whisper->EncodeStages(0, stages, x, mel, model.cross_kv, slots, space.workspace);
       });
     }
@@ -98,18 +103,19 @@ void MeasureEncoder(LoadedModel& model, const CalibrationSpace& space, Stopwatch
     return;
   }
   const VisionConfig& v = model.molmo->vision->config();
-  const std::vector<float> pixels(static_cast<size_t>(v.patches()) * v.patch_dim, 0.1f);
-  const std::vector<float> masks(v.patches(), 1.0f);
-  const std::vector<int32_t> index(v.tokens_per_crop(), 0);
-  watch.Measure({.encode_units = 1}, [&] {
-    model.molmo->vision->Encode(model.FeatureSlot(0).Rows(0, v.tokens_per_crop()), pixels, masks,
-                                index, space.workspace);
+  const int64_t tokens = int64_t{crops} * v.tokens_per_crop();
+  const std::vector<float> pixels(static_cast<size_t>(crops) * v.patches() * v.patch_dim, 0.1f);
+  const std::vector<float> masks(static_cast<size_t>(crops) * v.patches(), 1.0f);
+  const std::vector<int32_t> index(tokens, 0);
+  trial({.encode_units = crops}, [&] {
+    model.molmo->vision->Encode(model.FeatureSlot(0).Rows(0, tokens), pixels, masks, index,
+                                space.workspace);
   });
 }
 
 // A pass over `rows` sequences of `tokens` new tokens behind `context` cached ones.
-void MeasureForward(LoadedModel& model, const CalibrationSpace& space, int32_t rows, int32_t tokens,
-                    int32_t context, Stopwatch& watch) {
+void TryForward(LoadedModel& model, const CalibrationSpace& space, int32_t rows, int32_t tokens,
+                int32_t context, Trial trial) {
   const int32_t block_size = model.self_kv.layout.block_size;
   const int32_t per_row = BlockTable::BlocksFor(context + tokens, block_size);
   int32_t cross_len = 0, cross_blocks = 0;
@@ -155,7 +161,7 @@ void MeasureForward(LoadedModel& model, const CalibrationSpace& space, int32_t r
     }
     const TensorView logits(space.logits, DType::kFloat32,
                             {batch.logit_rows(), model.vocab_size()});
-    watch.Measure(work, [&] {
+    trial(work, [&] {
       if (model.is_whisper()) {
         model.whisper->Forward(logits, batch.Decoder(), model.self_kv, batch.Cross(),
                                model.cross_kv, space.workspace);
@@ -177,15 +183,47 @@ Prices GuessPrices(const LoadedModel& model) {
 std::vector<Sample> MeasureModel(LoadedModel& model, const CalibrationSpace& space,
                                  int64_t limit_ms) {
   Stopwatch watch(limit_ms);
-  MeasureForward(model, space, 1, 1, 16, watch);
-  MeasureEncoder(model, space, watch);
-  MeasureForward(model, space, 1, 32, 0, watch);
-  MeasureForward(model, space, 8, 1, 16, watch);
-  MeasureForward(model, space, 1, 128, 0, watch);
-  MeasureForward(model, space, 4, 1, 240, watch);
-  MeasureForward(model, space, 1, 32, 240, watch);
-  MeasureForward(model, space, 16, 1, 100, watch);
+  const auto measure = [&](const Work& work, absl::FunctionRef<void()> run) {
+    watch.Measure(work, run);
+  };
+  TryForward(model, space, 1, 1, 16, measure);
+  TryEncoder(model, space, 1, measure);
+  TryForward(model, space, 1, 32, 0, measure);
+  TryForward(model, space, 8, 1, 16, measure);
+  TryForward(model, space, 1, 128, 0, measure);
+  TryForward(model, space, 4, 1, 240, measure);
+  TryForward(model, space, 1, 32, 240, measure);
+  TryForward(model, space, 16, 1, 100, measure);
   return watch.Take();
+}
+
+void Rehearse(LoadedModel& model, const CalibrationSpace& space, int32_t max_crops) {
+  const auto once = [](const Work&, absl::FunctionRef<void()> run) { run(); };
+  const int32_t block_size = model.self_kv.layout.block_size;
+  const int32_t cross_blocks = model.is_whisper()
+                                   ? BlockTable::BlocksFor(model.whisper->config().audio_positions,
+                                                           model.cross_kv.layout.block_size)
+                                   : 0;
+  // What fits the arena at all: a step's sequences must, too.
+  const int32_t blocks = space.blocks.total() - cross_blocks;
+  if (blocks > 0) {
+    const int32_t positions = static_cast<int32_t>(
+        std::min<int64_t>(model.max_positions(), int64_t{blocks} * block_size));
+    // As many tokens as a pass has, in as few sequences as hold them.
+    const int32_t tokens = std::min(space.max_batch_tokens, positions);
+    const int32_t rows = std::min({space.max_batch_tokens / tokens, space.max_logit_rows,
+                                   blocks / BlockTable::BlocksFor(tokens, block_size)});
+    TryForward(model, space, std::max(1, rows), tokens, 0, once);
+    // As many sequences, and the longest.
+    TryForward(model, space, std::min({space.max_batch_seqs, space.max_batch_tokens, blocks}), 1, 0,
+               once);
+    TryForward(model, space, 1, 1, positions - 1, once);
+  }
+  if (!model.is_whisper()) {
+    const int64_t per_crop = model.molmo->vision->config().tokens_per_crop();
+    max_crops = static_cast<int32_t>(std::min<int64_t>(max_crops, model.MaxFeatures() / per_crop));
+  }
+  TryEncoder(model, space, max_crops, once);
 }
 
 }  // namespace sensorium

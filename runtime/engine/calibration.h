@@ -1,5 +1,6 @@
-// What a model's work takes on this device, measured before the first request: the cost model's first
-// samples. Runs each kind of work at a few sizes over borrowed blocks, for a second or two at most.
+// What a model's work takes on this device, measured before the first request: the cost model's
+// first samples. Runs each kind of work at a few sizes over borrowed blocks, for a second or two at
+// most.
 #pragma once
 
 #include <cstddef>
@@ -23,11 +24,17 @@ struct CalibrationSpace {
   std::byte* encoder_state;  // LoadedModel::EncoderStateBytes()
   BlockAllocator& blocks;    // nobody uses it yet
   int32_t max_batch_tokens;
+  int32_t max_batch_seqs;
   int32_t max_logit_rows;
 };
 
-// Samples of encodes and forward passes: a window's stages or a crop, prefills and decodes of several
-// lengths, as far as blocks and positions reach. Stops after `limit_ms` between two of them.
+// Runs the largest passes that a step may ask for: backends that take scratch memory as calls grow
+// have all of it afterwards.
+void Rehearse(LoadedModel& model, const CalibrationSpace& space, int32_t max_crops);
+
+// Samples of encodes and forward passes: a window's stages or a crop, prefills and decodes of
+// several lengths, as far as blocks and positions reach. Stops after `limit_ms` between two of
+// them.
 std::vector<Sample> MeasureModel(LoadedModel& model, const CalibrationSpace& space,
                                  int64_t limit_ms = 1500);
 

@@ -9,10 +9,10 @@
 namespace sensorium {
 
 GenerateJob::GenerateJob(LoadedModel& model, PreparedGenerate prepared,
-                         std::shared_ptr<GenerateQueue> queue, std::string_view tenant_salt)
+                         std::shared_ptr<GenerateQueue> queue, std::string_view tenant_salt,
+                         size_t max_unsaid, std::function<void()> wake)
     : Job(model, prepared.request.deadline, prepared.submitted),
       p_(std::move(prepared)),
-      queue_(std::move(queue)),
       sampler_(p_.request.sampling, model.vocab_size()) {
   spec_.model = model.index;
   spec_.priority = p_.request.priority;
@@ -48,39 +48,76 @@ GenerateJob::GenerateJob(LoadedModel& model, PreparedGenerate prepared,
                       .Update(bytes(p_.image->pixels))
                       .Finish();
   }
-  const ContentHash root = ContentHasher()
-                               .Update("prefix")
-                               .Update(std::span<const uint8_t>(model.cache_root.bytes))
-                               .Update(tenant_salt)
-                               .Update(std::span<const uint8_t>(image_hash_.bytes))
-                               .Finish();
-  chain_ = BlockChain(root, p_.prompt, model.self_kv.layout.block_size);
+  root_ = ContentHasher()
+              .Update("prefix")
+              .Update(std::span<const uint8_t>(model.cache_root.bytes))
+              .Update(tenant_salt)
+              .Update(std::span<const uint8_t>(image_hash_.bytes))
+              .Finish();
+  chain_ = BlockChain(root_, p_.prompt, model.self_kv.layout.block_size);
+  block_tokens_.resize(model.self_kv.layout.block_size);
   matched_.reserve(chain_.size());
+  feature_rows_.reserve(feature_at_.size());
+  feature_offsets_.reserve(feature_at_.size());
+  started_ = {.request_id = p_.request_id,
+              .model = model_.name,
+              .prompt_tokens = PromptTokens(),
+              .image_tokens = ImageTokens(),
+              .cached_tokens = 0,
+              .heard = p_.heard,
+              .prompt_token_ids = p_.request.echo_token_ids ? p_.prompt : std::vector<int32_t>()};
+
+  size_t longest_stop = 0;
+  for (const std::string& stop : p_.request.stop)
+    longest_stop = std::max(longest_stop, stop.size());
+  AnswerStream::Options options{
+      .answers = p_.request.n,
+      .max_unsaid = max_unsaid,
+      // The last token flushes what is cut, too.
+      .token_bytes = 2 * StreamDecoder::MaxGrowth(model.tokenizer->longest_token_bytes()),
+      .held_bytes = longest_stop,
+      .alternatives = p_.request.logprobs,
+      .echo_token_ids = p_.request.echo_token_ids,
+      .image_width = p_.image_width,
+      .image_height = p_.image_height};
+  stream_ = std::make_shared<AnswerStream>(options, std::move(queue), std::move(wake));
 }
 
 GenerateJob::~GenerateJob() { CHECK(!features_); }
 
-BlockTable GenerateJob::NewTable() const {
-  const int32_t size = model_.self_kv.layout.block_size;
-  return BlockTable(*blocks_, size, BlockTable::BlocksFor(spec_.max_context, size));
+int32_t GenerateJob::ImageTokens() const {
+  return p_.image ? static_cast<int32_t>(p_.image->layout.tokens.size()) : 0;
 }
 
-void GenerateJob::Start(BlockAllocator& blocks, BlockCache& cache) {
-  blocks_ = &blocks;
-  cache_ = &cache;
-  clock_.Started();
-  if (answers_.empty()) {
-    answers_.reserve(p_.request.n);
-    answers_.emplace_back(*model_.tokenizer, NewTable());
+void GenerateJob::Attach(const JobServices& services) {
+  services_ = services;
+  const int32_t size = model_.self_kv.layout.block_size;
+  const int32_t blocks = BlockTable::BlocksFor(spec_.max_context, size);
+  size_t longest_stop = 0;
+  for (const std::string& stop : p_.request.stop)
+    longest_stop = std::max(longest_stop, stop.size());
+  answers_.reserve(p_.request.n);
+  for (int32_t i = 0; i < p_.request.n; ++i) {
+    Answer& answer =
+        answers_.emplace_back(*model_.tokenizer, BlockTable(*services.blocks, size, blocks));
+    answer.index = i;
+    answer.tokens.reserve(p_.max_tokens);
+    answer.chain.reserve(blocks);
+    answer.chain = chain_;
+    answer.held.reserve(longest_stop +
+                        2 * StreamDecoder::MaxGrowth(model_.tokenizer->longest_token_bytes()));
   }
+}
+
+void GenerateJob::Start() {
+  clock_.Started();
   // What an earlier prompt had in common with this one is there already. The last token is computed
   // in any case: its logits are what the answer begins with.
   Answer& first = answers_.front();
   matched_.clear();
   const size_t usable = static_cast<size_t>(PromptTokens() - 1) / first.table.block_size();
-  const int32_t hits = cache.Match(CacheClass::kPrefix,
-                                   std::span(chain_).first(std::min(usable, chain_.size())),
-                                   matched_);
+  const int32_t hits = services_.cache->Match(
+      CacheClass::kPrefix, std::span(chain_).first(std::min(usable, chain_.size())), matched_);
   first.table.Adopt(matched_);
   first.computed = hits * first.table.block_size();
   if (p_.image && !features_ &&
@@ -90,15 +127,9 @@ void GenerateJob::Start(BlockAllocator& blocks, BlockCache& cache) {
   }
   if (announced_) return;  // after a preemption
   announced_ = true;
-  cached_tokens_ = first.computed;
-  queue_->Push(GenerateStarted{
-      .request_id = p_.request_id,
-      .model = model_.name,
-      .prompt_tokens = PromptTokens(),
-      .image_tokens = p_.image ? static_cast<int32_t>(p_.image->layout.tokens.size()) : 0,
-      .cached_tokens = cached_tokens_,
-      .heard = p_.heard,
-      .prompt_token_ids = p_.request.echo_token_ids ? p_.prompt : std::vector<int32_t>()});
+  started_.cached_tokens = cached_tokens_ = first.computed;
+  stream_->Started(std::move(started_));
+  Post();
 }
 
 void GenerateJob::Preempt() {
@@ -108,8 +139,8 @@ void GenerateJob::Preempt() {
   }
   forked_ = false;
   prefilling_ = 0;
-  // Somebody may wait for these features who runs on: it is to encode them itself. Complete ones are
-  // kept, since the picture's pixels are gone by now.
+  // Somebody may wait for these features who runs on: it is to encode them itself. Complete ones
+  // are kept, since the picture's pixels are gone by now.
   if (WaitsForFeatures()) {
     DropFeatures();
     crops_done_ = 0;
@@ -160,7 +191,7 @@ JobWork GenerateJob::Pending() const {
     ++live;
     context = answer.computed;
   }
-  if (live == 0 || !queue_->HasRoom()) return {.context = context, .tables = tables};
+  if (live == 0 || !stream_->HasRoom()) return {.context = context, .tables = tables};
   return {WorkKind::kDecode, live, context, tables};
 }
 
@@ -251,23 +282,35 @@ void GenerateJob::AddDecode(StepBatch& batch) {
 
 void GenerateJob::KeepPrompt() {
   const Answer& first = answers_.front();
-  const size_t full = std::min(chain_.size(),
-                               static_cast<size_t>(first.computed / first.table.block_size()));
-  cache_->Insert(CacheClass::kPrefix, std::span(chain_).first(full),
-                 first.table.blocks().first(full));
+  const size_t full =
+      std::min(chain_.size(), static_cast<size_t>(first.computed / first.table.block_size()));
+  services_.cache->Insert(CacheClass::kPrefix, std::span(chain_).first(full),
+                          first.table.blocks().first(full));
+}
+
+void GenerateJob::KeepAnswer(Answer& answer) {
+  const int32_t size = answer.table.block_size();
+  if (answer.computed % size != 0) return;
+  // Token `at` of prompt and answer together.
+  const auto token = [&](int32_t at) {
+    return at < PromptTokens() ? p_.prompt[at] : answer.tokens[at - PromptTokens()];
+  };
+  const size_t full = static_cast<size_t>(answer.computed / size);
+  while (answer.chain.size() < full) {
+    const int32_t begin = static_cast<int32_t>(answer.chain.size()) * size;
+    for (int32_t i = 0; i < size; ++i) block_tokens_[i] = token(begin + i);
+    answer.chain.push_back(
+        NextBlockHash(hasher_, answer.chain.empty() ? root_ : answer.chain.back(), block_tokens_));
+  }
+  services_.cache->Insert(CacheClass::kPrefix, std::span(answer.chain).first(full),
+                          answer.table.blocks().first(full));
 }
 
 // Every answer starts from the same prompt: its full blocks are shared.
 void GenerateJob::Fork(std::vector<BlockCopy>& copies) {
   forked_ = true;
-  const bool fresh = answers_.size() == 1 && answers_[0].tokens.empty();
   for (int32_t i = 1; i < p_.request.n; ++i) {
-    if (fresh) {
-      answers_.emplace_back(*model_.tokenizer, answers_[0].table.Fork(PromptTokens(), copies));
-      answers_.back().index = i;
-    } else if (!answers_[i].done) {
-      answers_[i].table = answers_[0].table.Fork(PromptTokens(), copies);
-    }
+    if (!answers_[i].done) answers_[0].table.ForkInto(answers_[i].table, PromptTokens(), copies);
     answers_[i].computed = PromptTokens();
   }
   if (answers_[0].done) answers_[0].table.Clear();
@@ -285,17 +328,14 @@ void GenerateJob::OnForward(std::span<const float> logits, std::vector<BlockCopy
     Fork(copies);
     if (!fresh) return;
     clock_.FirstToken();
-    for (Answer& answer : answers_) {
-      if (p_.image_width > 0) answer.points.emplace(p_.image_width, p_.image_height);
-      answer.tokens.reserve(p_.max_tokens);
-      Sample(answer, logits.first(vocab));
-    }
+    for (Answer& answer : answers_) Sample(answer, logits.first(vocab));
   } else {
     blocks_peak_ = std::max(blocks_peak_, CountBlocks());
     size_t row = 0;
     for (Answer& answer : answers_) {
       if (answer.done) continue;
       ++answer.computed;
+      KeepAnswer(answer);
       Sample(answer, logits.subspan(row++ * vocab, vocab));
     }
   }
@@ -305,25 +345,26 @@ void GenerateJob::OnForward(std::span<const float> logits, std::vector<BlockCopy
 }
 
 void GenerateJob::Sample(Answer& answer, std::span<const float> logits) {
-  Sampler::Choice choice = sampler_.Sample(logits, p_.prompt, answer.tokens, p_.request.logprobs,
-                                           static_cast<uint64_t>(answer.index));
+  const Sampler::Choice choice =
+      sampler_.Sample(logits, p_.prompt, answer.tokens, p_.request.logprobs,
+                      static_cast<uint64_t>(answer.index), *model_.sampler_scratch);
   answer.tokens.push_back(choice.token);
   const std::vector<int32_t>& stops = model_.prompt->stop_ids();
   const bool stopped = std::find(stops.begin(), stops.end(), choice.token) != stops.end();
   const bool full = static_cast<int32_t>(answer.tokens.size()) == p_.max_tokens;
 
-  GenerateDelta delta{.index = answer.index, .text = {}, .token_ids = {}, .logprobs = {}};
-  std::string piece = stopped ? "" : answer.decoder.Push(choice.token);
-  if (stopped || full) piece += answer.decoder.Flush();
-  const bool stop_string = TakeText(answer, std::move(piece), stopped || full, delta.text);
-  if (p_.request.echo_token_ids) delta.token_ids.push_back(choice.token);
-  delta.logprobs.push_back({.token_id = choice.token,
-                            .logprob = choice.logprob,
-                            .alternatives = std::move(choice.alternatives)});
-  std::vector<MolmoPoint> points;
-  if (answer.points) points = answer.points->Push(delta.text);
-  queue_->Push(std::move(delta));
-  SendPoints(answer, points);
+  if (!stopped) answer.decoder.Push(choice.token, answer.held);
+  if (stopped || full) answer.decoder.Flush(answer.held);
+  // The model answers with a leading space, which is not part of what it says.
+  if (!answer.started && !answer.held.empty()) {
+    answer.started = true;
+    if (answer.held.front() == ' ') answer.held.erase(0, 1);
+  }
+  bool stop_string = false;
+  const size_t sayable = Sayable(answer, stopped || full, stop_string);
+  stream_->Token(answer.index, choice.token, choice.logprob, choice.alternatives,
+                 std::string_view(answer.held).substr(0, sayable));
+  answer.held.erase(0, sayable);
   if (stop_string) {
     Finish(answer, FinishReason::kStopString);
   } else if (stopped) {
@@ -331,53 +372,33 @@ void GenerateJob::Sample(Answer& answer, std::span<const float> logits) {
   } else if (full) {
     Finish(answer, FinishReason::kLength);
   }
+  Post();
 }
 
-bool GenerateJob::TakeText(Answer& answer, std::string piece, bool last, std::string& delta) {
-  // The model answers with a leading space, which is not part of what it says.
-  if (!answer.started && !piece.empty()) {
-    answer.started = true;
-    if (piece.front() == ' ') piece.erase(0, 1);
-  }
-  answer.text += piece;
+size_t GenerateJob::Sayable(Answer& answer, bool last, bool& stopped) const {
+  const std::string& held = answer.held;
   size_t stop_at = std::string::npos;
+  for (const std::string& stop : p_.request.stop) stop_at = std::min(stop_at, held.find(stop));
+  stopped = stop_at != std::string::npos;
+  if (stopped) return stop_at;
+  size_t sayable = held.size();
+  if (last) return sayable;
+  // Hold back the longest tail that a stop string could begin with.
   for (const std::string& stop : p_.request.stop) {
-    stop_at = std::min(stop_at, answer.text.find(stop, answer.emitted));
-  }
-  if (stop_at != std::string::npos) answer.text.resize(stop_at);
-  size_t send_to = answer.text.size();
-  if (stop_at == std::string::npos && !last) {
-    // Hold back the longest tail that a stop string could begin with.
-    for (const std::string& stop : p_.request.stop) {
-      const size_t longest = std::min(stop.size() - 1, answer.text.size() - answer.emitted);
-      for (size_t n = longest; n > 0; --n) {
-        if (answer.text.compare(answer.text.size() - n, n, stop, 0, n) == 0) {
-          send_to = std::min(send_to, answer.text.size() - n);
-          break;
-        }
+    for (size_t n = std::min(stop.size() - 1, held.size()); n > 0; --n) {
+      if (held.compare(held.size() - n, n, stop, 0, n) == 0) {
+        sayable = std::min(sayable, held.size() - n);
+        break;
       }
     }
   }
-  delta = answer.text.substr(answer.emitted, send_to - answer.emitted);
-  answer.emitted = send_to;
-  return stop_at != std::string::npos;
-}
-
-void GenerateJob::SendPoints(Answer& answer, const std::vector<MolmoPoint>& points) {
-  for (const MolmoPoint& point : points) {
-    queue_->Push(GeneratePoint{.index = answer.index,
-                               .x = point.x,
-                               .y = point.y,
-                               .label = point.label,
-                               .ordinal = point.ordinal});
-  }
+  return sayable;
 }
 
 Usage GenerateJob::MakeUsage(const Answer& answer) const {
   Usage usage{.prompt_tokens = PromptTokens(),
               .cached_tokens = cached_tokens_,
-              .image_tokens =
-                  p_.image ? static_cast<int32_t>(p_.image->layout.tokens.size()) : 0,
+              .image_tokens = ImageTokens(),
               .completion_tokens = static_cast<int32_t>(answer.tokens.size()),
               .audio_ms = p_.audio_ms,
               .kv_blocks_peak = blocks_peak_};
@@ -394,12 +415,7 @@ void GenerateJob::Finish(Answer& answer, FinishReason reason) {
     int64_t& expected = model_.expected_tokens;
     expected = expected == 0 ? tokens : (7 * expected + tokens) / 8;
   }
-  if (answer.points) SendPoints(answer, answer.points->Finish());
-  queue_->Push(GenerateFinished{.index = answer.index,
-                                .reason = reason,
-                                .text = answer.text,
-                                .usage = MakeUsage(answer),
-                                .timing = clock_.timing()});
+  stream_->Finished(answer.index, reason, MakeUsage(answer), clock_.timing());
 }
 
 int32_t GenerateJob::CountBlocks() const {
@@ -411,18 +427,19 @@ int32_t GenerateJob::CountBlocks() const {
 void GenerateJob::End(const absl::Status& status) {
   if (ended_) return;
   ended_ = true;
-  if (absl::IsDeadlineExceeded(status) || absl::IsCancelled(status)) {
-    const FinishReason reason = absl::IsCancelled(status) ? FinishReason::kCancelled
-                                                          : FinishReason::kDeadline;
+  if (announced_ && (absl::IsDeadlineExceeded(status) || absl::IsCancelled(status))) {
+    const FinishReason reason =
+        absl::IsCancelled(status) ? FinishReason::kCancelled : FinishReason::kDeadline;
     for (Answer& answer : answers_) {
       if (!answer.done) Finish(answer, reason);
     }
   }
-  answers_.clear();
+  for (Answer& answer : answers_) answer.table.Clear();
   DropFeatures();
   p_.image.reset();
   p_.media.Reset();
-  queue_->Push(StreamEnd{status});
+  stream_->Ended(status);
+  Post();
 }
 
 }  // namespace sensorium

@@ -1,5 +1,5 @@
-// A Generate request on the engine: encode the image crop by crop, prefill the prompt in chunks, then
-// decode n answers together.
+// A Generate request on the engine: encode the image crop by crop, prefill the prompt in chunks,
+// then decode n answers together.
 #pragma once
 
 #include <memory>
@@ -7,13 +7,13 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/engine/answer_stream.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/job.h"
 #include "runtime/kv_cache/block_cache.h"
 #include "runtime/kv_cache/content_hash.h"
 #include "runtime/kv_cache/encoder_cache.h"
 #include "runtime/media/molmo_image.h"
-#include "runtime/models/molmo_points.h"
 #include "runtime/sampling/sampler.h"
 
 namespace sensorium {
@@ -36,12 +36,14 @@ class GenerateJob : public Job {
  public:
   // Hashes the picture and the prompt: not for the engine's thread. `tenant_salt` keeps tenants
   // from finding each other's prompts in the cache.
+  // `max_unsaid`: tokens that may wait for the publisher. `wake` rings the engine's bell.
   GenerateJob(LoadedModel& model, PreparedGenerate prepared, std::shared_ptr<GenerateQueue> queue,
-              std::string_view tenant_salt);
+              std::string_view tenant_salt, size_t max_unsaid, std::function<void()> wake);
   ~GenerateJob() override;
 
-  bool Cancelled() const override { return queue_->cancelled(); }
-  void Start(BlockAllocator& blocks, BlockCache& cache) override;
+  bool Cancelled() const override { return stream_->cancelled(); }
+  void Attach(const JobServices& services) override;
+  void Start() override;
   void Preempt() override;
   JobWork Pending() const override;
   void RunEncode(int32_t units, TensorView state, Workspace& workspace) override;
@@ -59,53 +61,58 @@ class GenerateJob : public Job {
     BlockTable table;
     int32_t computed = 0;  // tokens in its cache: the prompt and all answer tokens but the newest
     std::vector<int32_t> tokens;
+    std::vector<ContentHash> chain;  // of its full blocks, the prompt's first
     StreamDecoder decoder;
-    std::string text;          // so far, the leading space stripped
-    size_t emitted = 0;        // bytes of text the reader has
-    std::optional<MolmoPointParser> points;
-    bool started = false;      // text has begun
+    std::string held;      // text the reader has not: it may become a stop string
+    bool started = false;  // text has begun
     bool done = false;
   };
   // In the image slots' books.
   EncoderCache::HolderId holder() const { return reinterpret_cast<intptr_t>(this); }
+  int32_t ImageTokens() const;
   int32_t PromptTokens() const { return static_cast<int32_t>(p_.prompt.size()); }
-  BlockTable NewTable() const;
-  // The picture's vectors are needed from here on: in a slot of its own, or another's that has them.
+  // The picture's vectors are needed from here on: in a slot of its own, or another's that has
+  // them.
   bool WaitsForFeatures() const;
   void DropFeatures();
   // The answer, of those alive, that lacks cache for tokens it had before a preemption.
   const Answer* Behind() const;
   void KeepPrompt();
+  // A block of the answer that has become full is kept like the prompt's.
+  void KeepAnswer(Answer& answer);
+  void Post() { services_.publisher->Post(stream_); }
   void Fork(std::vector<BlockCopy>& copies);
   void Sample(Answer& answer, std::span<const float> logits);
-  // Takes new text in, sends what can no longer become part of a stop string; true: a stop string
-  // came.
-  bool TakeText(Answer& answer, std::string piece, bool last, std::string& delta);
-  void SendPoints(Answer& answer, const std::vector<MolmoPoint>& points);
+  // How much of answer.held the reader may have: all that can no longer become part of a stop
+  // string. `stopped`: one came, and is cut off.
+  size_t Sayable(Answer& answer, bool last, bool& stopped) const;
   void Finish(Answer& answer, FinishReason reason);
   int32_t CountBlocks() const;
   Usage MakeUsage(const Answer& answer) const;
 
   PreparedGenerate p_;
-  std::shared_ptr<GenerateQueue> queue_;
+  std::shared_ptr<AnswerStream> stream_;
+  GenerateStarted started_;  // until it is sent
   Sampler sampler_;
-  BlockAllocator* blocks_ = nullptr;
-  BlockCache* cache_ = nullptr;
+  JobServices services_;
+  ContentHasher hasher_;
 
   ContentHash image_hash_;
-  std::vector<ContentHash> chain_;      // of the prompt's full blocks
-  std::vector<BlockId> matched_;        // scratch of Start
+  ContentHash root_;                   // of the chains
+  std::vector<ContentHash> chain_;     // of the prompt's full blocks
+  std::vector<int32_t> block_tokens_;  // scratch of KeepAnswer
+  std::vector<BlockId> matched_;       // scratch of Start
   std::optional<EncoderCache::Lease> features_;
   std::vector<std::pair<int32_t, int32_t>> feature_at_;  // (position, row), by position
-  std::vector<int32_t> kept_before_;    // features of crops [0, c)
+  std::vector<int32_t> kept_before_;                     // features of crops [0, c)
   int32_t crops_done_ = 0;
-  int32_t prefilling_ = 0;              // tokens of the chunk in flight
-  Answer* chunk_of_ = nullptr;          // whose
-  bool forked_ = false;                 // all n answers have a table
-  bool announced_ = false;              // the reader has its Started
-  std::vector<Answer> answers_;         // [1] until the prompt is first computed, then [n]
+  int32_t prefilling_ = 0;       // tokens of the chunk in flight
+  Answer* chunk_of_ = nullptr;   // whose
+  bool forked_ = false;          // all n answers have a table
+  bool announced_ = false;       // the reader has its Started
+  std::vector<Answer> answers_;  // [n]; only the first is alive until forked_
   std::vector<int32_t> feature_rows_, feature_offsets_;  // scratch
-  int32_t cached_tokens_ = 0;           // of the prompt, at the first start
+  int32_t cached_tokens_ = 0;                            // of the prompt, at the first start
   int32_t blocks_peak_ = 0;
   bool ended_ = false;
 };

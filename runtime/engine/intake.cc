@@ -285,8 +285,8 @@ absl::Status Intake::FinishGenerate(std::shared_ptr<PendingGenerate> pending) {
   prepared.request_id = pending->request_id;
   prepared.submitted = pending->submitted;
   prepared.audio_ms = pending->audio_ms;
-  auto job = std::make_unique<GenerateJob>(*pending->model, std::move(prepared),
-                                           pending->queue, tenant);
+  auto job = std::make_unique<GenerateJob>(*pending->model, std::move(prepared), pending->queue,
+                                           tenant, config_.event_queue_limit, loop_.wake);
   loop_.submit(std::move(job), std::move(pending->ticket));
   return absl::OkStatus();
 }
@@ -342,7 +342,7 @@ absl::Status Intake::SubmitTranscribe(LoadedModel& model, TranscribeRequest requ
   prepared.request_id = request_id;
   prepared.submitted = submitted;
   loop_.submit(std::make_unique<TranscribeJob>(model, std::move(prepared), std::move(queue), tenant,
-                                               std::move(also_cancelled)),
+                                               loop_.wake, std::move(also_cancelled)),
          std::move(ticket));
   return absl::OkStatus();
 }

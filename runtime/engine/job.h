@@ -11,6 +11,7 @@
 
 #include "absl/status/status.h"
 #include "runtime/engine/loaded_model.h"
+#include "runtime/engine/publisher.h"
 #include "runtime/engine/request.h"
 #include "runtime/engine/step_batch.h"
 #include "runtime/kv_cache/block_cache.h"
@@ -79,6 +80,14 @@ class JobClock {
   JobCost cost_;
 };
 
+// What the step loop lends its jobs; outlives them.
+struct JobServices {
+  BlockAllocator* blocks = nullptr;
+  BlockCache* cache = nullptr;
+  Publisher* publisher = nullptr;
+};
+
+// Between Start and End nothing here but Attach takes memory from the heap.
 class Job {
  public:
   virtual ~Job() = default;
@@ -90,11 +99,16 @@ class Job {
 
   virtual bool Cancelled() const = 0;  // nobody reads on
 
+  // Takes all memory that its steps will need, on the submitting thread. Once, before all
+  // that follows.
+  virtual void Attach(const JobServices& services) = 0;
   // Admitted: its reservation holds from here on, until it ends or is preempted; then again.
-  virtual void Start(BlockAllocator& blocks, BlockCache& cache) = 0;
+  virtual void Start() = 0;
   // Gives every block back. What has been computed from them will be computed again after the next
   // Start, to the same bits; what the reader has, it has.
   virtual void Preempt() = 0;
+  // Before each step: takes in what other threads have done for it. true: it has ended by that.
+  virtual bool Poll() { return false; }
   // What it needs next; kNone: parked, or ended.
   virtual JobWork Pending() const = 0;
   // `state`: the encoder slot, which keeps its content from one call to the next.

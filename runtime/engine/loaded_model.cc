@@ -117,6 +117,14 @@ KvLayout LoadedModel::SelfLayout() const {
 
 KvLayout LoadedModel::CrossLayout() const { return SelfLayout(); }
 
+void LoadedModel::TakeStepMemory(int32_t max_running) {
+  sampler_scratch.emplace(vocab_size());
+  if (!is_whisper()) return;
+  const WhisperConfig& c = whisper->config();
+  window_mel.resize(static_cast<size_t>(c.window_frames()) * c.mels);
+  windows_in_encoder.reserve(max_running);
+}
+
 size_t LoadedModel::WorkspaceBytes(int32_t tokens, int32_t crops) const {
   if (is_whisper()) {
     return std::max(whisper->EncodeWorkspaceBytes(), whisper->ForwardWorkspaceBytes(tokens));

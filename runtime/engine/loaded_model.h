@@ -5,6 +5,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "absl/status/statusor.h"
 #include "runtime/backend/backend.h"
@@ -15,6 +17,7 @@
 #include "runtime/models/molmo.h"
 #include "runtime/models/whisper.h"
 #include "runtime/models/whisper_vocabulary.h"
+#include "runtime/sampling/sampler.h"
 #include "runtime/tokenizer/tokenizer.h"
 #include "runtime/weights/checkpoint.h"
 
@@ -46,6 +49,13 @@ struct LoadedModel {
   int64_t MaxFeatures() const;                // REQUIRES: !is_whisper()
   size_t FeatureSlotBytes() const;
   TensorView FeatureSlot(int32_t slot) const;
+
+  // Engine thread only, taken by TakeStepMemory.
+  std::optional<SamplerScratch> sampler_scratch;
+  std::vector<float> window_mel;  // [window_frames, mels]: what the encoder's first stage reads
+  // Audio windows that are being encoded, and by whom: who wants the same one waits for it.
+  std::vector<std::pair<ContentHash, const void*>> windows_in_encoder;
+  void TakeStepMemory(int32_t max_running);
 
   int64_t expected_tokens = 0;  // of an answer, as they have been lately; engine thread only. 0: unknown
   ContentHash cache_root;  // of everything that is cached of this model: secret, model

@@ -6,6 +6,25 @@
 
 namespace sensorium {
 
+void StepBatch::Reserve(int32_t seqs, int32_t tokens, int32_t blocks_per_seq) {
+  token_ids_.reserve(tokens);
+  positions_.reserve(tokens);
+  slots_.reserve(tokens);
+  query_start_.reserve(seqs + 1);
+  context_len_.reserve(seqs);
+  cross_len_.reserve(seqs);
+  logit_rows_.reserve(2 * seqs);
+  for (Tables* tables : {&self_, &cross_}) {
+    tables->rows.reserve(seqs);
+    tables->packed.reserve(static_cast<size_t>(seqs) * blocks_per_seq);
+  }
+  feature_from_.reserve(tokens);
+  feature_to_.reserve(tokens);
+  pending_adds_.reserve(seqs);
+  adds_.reserve(seqs);
+  copies_.reserve(seqs);
+}
+
 void StepBatch::Clear() {
   token_ids_.clear();
   positions_.clear();
@@ -14,6 +33,8 @@ void StepBatch::Clear() {
   context_len_.clear();
   cross_len_.clear();
   logit_rows_.clear();
+  self_.rows.clear();
+  cross_.rows.clear();
   feature_from_.clear();
   feature_to_.clear();
   pending_adds_.clear();
@@ -23,7 +44,6 @@ void StepBatch::Clear() {
 int32_t StepBatch::Add(const Sequence& s) {
   const int32_t first_token = static_cast<int32_t>(token_ids_.size());
   const int32_t first_logits = logit_rows();
-  const size_t seq = context_len_.size();
   CHECK(!s.tokens.empty());
   for (size_t i = 0; i < s.tokens.size(); ++i) {
     const int64_t position = s.first_position + static_cast<int64_t>(i);
@@ -34,13 +54,9 @@ int32_t StepBatch::Add(const Sequence& s) {
   query_start_.push_back(static_cast<int32_t>(token_ids_.size()));
   context_len_.push_back(static_cast<int32_t>(s.first_position) +
                          static_cast<int32_t>(s.tokens.size()));
-  const auto copy_table = [seq](Tables& tables, const BlockTable& table) {
-    if (tables.rows.size() <= seq) tables.rows.resize(seq + 1);
-    tables.rows[seq].assign(table.blocks().begin(), table.blocks().end());
-  };
-  copy_table(self_, *s.self);
+  self_.rows.push_back(s.self->blocks());
   if (s.cross) {
-    copy_table(cross_, *s.cross);
+    cross_.rows.push_back(s.cross->blocks());
     cross_len_.push_back(s.cross_len);
   }
   for (const int32_t offset : s.wanted) logit_rows_.push_back(first_token + offset);
@@ -54,19 +70,17 @@ int32_t StepBatch::Add(const Sequence& s) {
   return first_logits;
 }
 
-void StepBatch::Tables::Pack(size_t seqs) {
+void StepBatch::Tables::Pack() {
   max_blocks = 0;
-  for (size_t s = 0; s < seqs; ++s) {
-    max_blocks = std::max(max_blocks, static_cast<int32_t>(rows[s].size()));
-  }
-  packed.assign(seqs * max_blocks, -1);
-  for (size_t s = 0; s < seqs; ++s) {
+  for (const auto& row : rows) max_blocks = std::max(max_blocks, static_cast<int32_t>(row.size()));
+  packed.assign(rows.size() * max_blocks, -1);
+  for (size_t s = 0; s < rows.size(); ++s) {
     std::copy(rows[s].begin(), rows[s].end(), packed.begin() + s * max_blocks);
   }
 }
 
 DecoderBatch StepBatch::Decoder() {
-  self_.Pack(context_len_.size());
+  self_.Pack();
   return {.token_ids = token_ids_,
           .positions = positions_,
           .slot_mapping = slots_,
@@ -79,7 +93,7 @@ DecoderBatch StepBatch::Decoder() {
 
 AttentionBatch StepBatch::Cross() {
   CHECK_EQ(cross_len_.size(), context_len_.size());
-  cross_.Pack(cross_len_.size());
+  cross_.Pack();
   return {.query_start = query_start_,
           .context_len = cross_len_,
           .block_tables = cross_.packed,
@@ -89,10 +103,9 @@ AttentionBatch StepBatch::Cross() {
 std::span<const FeatureAdd> StepBatch::FeatureAdds() {
   adds_.clear();
   for (const PendingAdd& p : pending_adds_) {
-    adds_.push_back(
-        {.features = p.features,
-         .from_rows = std::span(feature_from_).subspan(p.begin, p.end - p.begin),
-         .to_rows = std::span(feature_to_).subspan(p.begin, p.end - p.begin)});
+    adds_.push_back({.features = p.features,
+                     .from_rows = std::span(feature_from_).subspan(p.begin, p.end - p.begin),
+                     .to_rows = std::span(feature_to_).subspan(p.begin, p.end - p.begin)});
   }
   return adds_;
 }

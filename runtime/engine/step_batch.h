@@ -1,5 +1,6 @@
-// The plan of one model's forward pass as arrays: sequences are appended one by one, then the ops read
-// the whole. Storage is kept from step to step. Engine thread only.
+// The plan of one model's forward pass as arrays: sequences are appended one by one, then the ops
+// read the whole. Storage is kept from step to step, and taken at once by Reserve. Engine thread
+// only.
 #pragma once
 
 #include <cstdint>
@@ -26,8 +27,11 @@ class StepBatch {
     std::span<const int32_t> feature_rows, feature_offsets;
   };
 
+  // Takes memory for batches of at most so much: none of what follows takes any up to there.
+  void Reserve(int32_t seqs, int32_t tokens, int32_t blocks_per_seq);
   void Clear();
-  // Returns the index of the sequence's first row of logits.
+  // Returns the index of the sequence's first row of logits. Its tables stay as they are until the
+  // batch has run.
   int32_t Add(const Sequence& sequence);
   // Asks for a whole-block copy before the forward pass.
   std::vector<BlockCopy>& copies() { return copies_; }
@@ -42,10 +46,10 @@ class StepBatch {
 
  private:
   struct Tables {  // block tables of all sequences, padded to the longest
-    std::vector<std::vector<BlockId>> rows;
+    std::vector<std::span<const BlockId>> rows;  // in the tables, which stay as they are
     std::vector<BlockId> packed;
     int32_t max_blocks = 0;
-    void Pack(size_t seqs);
+    void Pack();
   };
   struct PendingAdd {
     ConstTensorView features;

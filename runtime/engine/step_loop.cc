@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
+#include "runtime/base/no_allocation.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/engine/calibration.h"
 #include "spdlog/spdlog.h"
@@ -164,6 +165,7 @@ absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
     steps_[m].host_logits.resize(static_cast<size_t>(max_logit_rows_) * model.vocab_size());
     costs_.emplace_back(GuessPrices(model));
   }
+  TakeStepMemory();
   if (config_.calibrate) Calibrate();
   for (size_t m = 0; m < models_.size(); ++m) {
     const LoadedModel& model = *models_[m];
@@ -186,16 +188,41 @@ absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
   return absl::OkStatus();
 }
 
+CalibrationSpace StepLoop::SpaceForTrials() {
+  return {.workspace = workspace_,
+          .logits = logits_buffer_->data(),
+          .encoder_state = state_buffer_ ? state_buffer_->data() : nullptr,
+          .blocks = *blocks_,
+          .max_batch_tokens = config_.max_batch_tokens,
+          .max_batch_seqs = config_.max_batch_seqs,
+          .max_logit_rows = max_logit_rows_};
+}
+
+// The most that any step may hold, so that no step asks for more: the batches' arrays, and what the
+// backend works in, by a rehearsal of the largest passes there are.
+void StepLoop::TakeStepMemory() {
+  const int32_t tokens = config_.max_batch_tokens;
+  const int32_t seqs = config_.max_batch_seqs;
+  for (size_t m = 0; m < models_.size(); ++m) {
+    LoadedModel& model = *models_[m];
+    int32_t blocks =
+        BlockTable::BlocksFor(model.max_positions(), model.self_kv.layout.block_size);
+    if (model.is_whisper()) {
+      blocks = std::max(blocks, BlockTable::BlocksFor(model.whisper->config().audio_positions,
+                                                      model.cross_kv.layout.block_size));
+    }
+    steps_[m].batch.Reserve(seqs, tokens, blocks);
+    steps_[m].entries.reserve(seqs);
+    model.TakeStepMemory(config_.max_batch_seqs);
+    Rehearse(model, SpaceForTrials(), config_.max_encode_units);
+  }
+  copies_.reserve(seqs);
+}
+
 void StepLoop::Calibrate() {
   for (size_t m = 0; m < models_.size(); ++m) {
     const Clock::time_point start = Clock::now();
-    const std::vector<Sample> samples = MeasureModel(
-        *models_[m], {.workspace = workspace_,
-                           .logits = logits_buffer_->data(),
-                           .encoder_state = state_buffer_ ? state_buffer_->data() : nullptr,
-                           .blocks = *blocks_,
-                           .max_batch_tokens = config_.max_batch_tokens,
-                           .max_logit_rows = max_logit_rows_});
+    const std::vector<Sample> samples = MeasureModel(*models_[m], SpaceForTrials());
     costs_[m].Fit(samples);
     const Prices& p = costs_[m].prices();
     spdlog::info(
@@ -232,6 +259,7 @@ StepLoop::~StepLoop() {
 }
 
 void StepLoop::Submit(std::unique_ptr<Job> job, int32_t tenant, Ticket ticket) {
+  job->Attach({.blocks = blocks_.get(), .cache = cache_.get(), .publisher = &publisher_});
   {
     std::lock_guard lock(mu_);
     submitted_.push_back({std::move(job), tenant, std::move(ticket)});
@@ -335,14 +363,19 @@ void StepLoop::EndCancelled() {
 }
 
 bool StepLoop::Step() {
+  const NoAllocationScope scope;
+  bool ended = false;
+  for (auto& [id, running] : jobs_) ended |= running.job->Poll();
   const int64_t now = Now();
   for (const JobId id : scheduler_->Admit(now)) {
     Running& running = jobs_.at(id);
     running.admitted = true;
-    running.job->Start(*blocks_, *cache_);
+    running.job->Start();
   }
   for (auto& [id, running] : jobs_) {
-    if (running.admitted) TellWork(id, *running.job);
+    if (!running.admitted) continue;
+    running.job->Poll();  // it may have been admitted just now
+    TellWork(id, *running.job);
   }
   bool preempted = false;
   const StepPlan& plan = scheduler_->Schedule(now, [&](JobId id) {
@@ -351,7 +384,7 @@ bool StepLoop::Step() {
     running.admitted = false;
     preempted = true;
   });
-  if (plan.items.empty()) return preempted;
+  if (plan.items.empty()) return preempted || ended;
   ++num_steps_;
 
   const Clock::time_point start = Clock::now();
@@ -498,6 +531,7 @@ void StepLoop::PublishStats() {
   stats_.image_hits = stats_.image_misses = 0;
   for (const auto& model : models_) {
     if (!model->feature_cache) continue;
+    model->feature_cache->CheckInvariants();
     stats_.image_hits += model->feature_cache->stats().hits;
     stats_.image_misses += model->feature_cache->stats().misses;
   }

@@ -1,5 +1,6 @@
 // The engine's thread: owns every job, KV block, cache and byte of the device, and runs
-// plan -> batch -> forward -> sample -> publish. All device memory is taken before it starts.
+// plan -> batch -> forward -> sample -> publish. All device memory is taken before it starts, and a
+// step takes none from the heap either: what its requests need of it was taken as they came.
 #pragma once
 
 #include <condition_variable>
@@ -14,9 +15,11 @@
 
 #include "absl/status/status.h"
 #include "runtime/backend/backend.h"
+#include "runtime/engine/calibration.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/job.h"
 #include "runtime/engine/loaded_model.h"
+#include "runtime/engine/publisher.h"
 #include "runtime/engine/step_batch.h"
 #include "runtime/kv_cache/block_allocator.h"
 #include "runtime/kv_cache/block_cache.h"
@@ -93,6 +96,8 @@ class StepLoop {
   absl::Status TakeMemory(std::vector<TenantOptions> tenants);
   absl::Status TakeBlocks();
   absl::Status TakeSlots();
+  CalibrationSpace SpaceForTrials();
+  void TakeStepMemory();
   void Calibrate();
 
   void Run();
@@ -129,6 +134,7 @@ class StepLoop {
   std::vector<ModelStep> steps_;  // by model
   std::vector<BlockCopy> copies_;
   int64_t num_steps_ = 0;
+  Publisher publisher_;
 
   const std::shared_ptr<Waker> waker_ = std::make_shared<Waker>();
   mutable std::mutex mu_;

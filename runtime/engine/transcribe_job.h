@@ -1,8 +1,9 @@
-// A Transcribe request on the engine: per window encode, detect the language (first window), prefill
-// the decoder's prompt, decode its hypotheses together; windows follow openai/whisper's sequential
-// algorithm (transcribe.py), which is WhisperTranscription's business.
+// A Transcribe request on the engine: per window encode, detect the language (first window),
+// prefill the decoder's prompt, decode its hypotheses together. Which window comes next and what it
+// says is Transcript's business, on another thread; the job is parked while that thinks.
 #pragma once
 
+#include <array>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -12,11 +13,10 @@
 
 #include "runtime/engine/engine.h"
 #include "runtime/engine/job.h"
+#include "runtime/engine/transcript.h"
 #include "runtime/kv_cache/block_cache.h"
 #include "runtime/kv_cache/content_hash.h"
 #include "runtime/media/log_mel.h"
-#include "runtime/models/whisper_transcription.h"
-#include "runtime/models/whisper_window_decoder.h"
 
 namespace sensorium {
 
@@ -35,15 +35,19 @@ class TranscribeJob : public Job {
  public:
   // Hashes the spectrogram: not for the engine's thread. `tenant_salt` keeps tenants apart in the
   // cache. `also_cancelled`: a further reason to stop, e.g. the request whose spoken part this is.
+  // `wake` rings the engine's bell.
   TranscribeJob(LoadedModel& model, PreparedTranscribe prepared,
                 std::shared_ptr<TranscribeQueue> queue, std::string_view tenant_salt,
-                std::function<bool()> also_cancelled = nullptr);
+                std::function<void()> wake, std::function<bool()> also_cancelled = nullptr);
+  ~TranscribeJob() override;
 
   bool Cancelled() const override {
     return queue_->cancelled() || (also_cancelled_ && also_cancelled_());
   }
-  void Start(BlockAllocator& blocks, BlockCache& cache) override;
+  void Attach(const JobServices& services) override;
+  void Start() override;
   void Preempt() override;
+  bool Poll() override;
   JobWork Pending() const override;
   void RunEncode(int32_t units, TensorView state, Workspace& workspace) override;
   void AddPrefill(int32_t tokens, StepBatch& batch) override;
@@ -53,45 +57,53 @@ class TranscribeJob : public Job {
   void End(const absl::Status& status) override;
 
  private:
-  enum class Phase : uint8_t { kDetectLanguage, kPrompt, kDecode };  // each behind its encode
-  // Makes mel frames [begin, begin + size), zeros behind them up to a whole window, the window that
-  // the decoder reads: from the cache, or to be encoded.
-  void TakeWindow(int64_t begin, int64_t size);
+  enum class Phase : uint8_t {
+    kNew,
+    kAsking,          // the transcript thinks
+    kDetectLanguage,  // these three each behind the window's encode
+    kPrompt,
+    kDecode
+  };
+  Transcript::Spent Spent() const;
+  void Post() { services_.publisher->Post(transcript_); }
+  void BeginDetection();
   void BeginSearch();
-  void SetLanguage(std::optional<int32_t> id, float probability);
-  void NextWindow();
+  // Makes `window` what the decoder reads: from the cache, or to be encoded. false: another request
+  // is encoding the same one, which is then waited for.
+  bool TakeWindow(const AudioWindow& window);
+  void StopWriting();
   void FollowRows(std::vector<BlockCopy>& copies);
-  void FinishWindow();
+  void Release();
 
   PreparedTranscribe p_;
   std::shared_ptr<TranscribeQueue> queue_;
   std::function<bool()> also_cancelled_;
-  BlockAllocator* blocks_ = nullptr;
-  Phase phase_ = Phase::kPrompt;
-  bool announced_ = false;
+  std::shared_ptr<Transcript> transcript_;
+  JobServices services_;
+  Phase phase_ = Phase::kNew;
+  bool admitted_ = false;  // its reservation holds
 
-  BlockCache* cache_ = nullptr;
-  ContentHash audio_hash_;
+  // The window
+  const AudioWindow* wanted_ = nullptr;  // to be taken yet; null: it is there
   std::optional<BlockTable> cross_;
   std::vector<int64_t> cross_slots_;
   std::vector<BlockId> matched_;                // scratch of TakeWindow
-  std::vector<ContentHash> window_chain_;       // of the window in cross_
   int64_t cross_begin_ = -1, cross_size_ = -1;  // what cross_ holds, once stages_left_ is 0
   int32_t stages_left_ = 0;
-  std::vector<float> window_mel_;  // [window_frames, mels]
+  const AudioWindow* writing_ = nullptr;  // what is being encoded into cross_
 
-  std::optional<WhisperTranscription> transcription_;  // once the language is known
-  std::optional<WhisperTranscription::Window> window_;
-  std::optional<WhisperWindowDecoder> decoder_;
-  std::vector<BlockTable> rows_;     // [1] in the prompt, then one per live hypothesis
-  std::vector<int32_t> prompt_;      // [sot] while detecting
-  int32_t computed_ = 0;             // tokens every row has in its cache
+  // The search: [1] row in the prompt, then one per live hypothesis; the tables behind num_rows_
+  // are empty and keep their memory.
+  std::vector<BlockTable> rows_, next_rows_;
+  size_t num_rows_ = 0;
+  std::vector<int32_t> heir_;  // scratch of FollowRows
+  std::array<int32_t, 1> detection_prompt_{};
+  std::span<const int32_t> prompt_;
+  int32_t computed_ = 0;  // tokens every row has in its cache
   int32_t prefilling_ = 0;
-  std::vector<float> sot_logits_;    // [vocab]
   bool sot_in_chunk_ = false, last_in_chunk_ = false;
 
-  std::string language_;
-  Usage usage_;
+  int32_t blocks_peak_ = 0;
   bool ended_ = false;
 };
 

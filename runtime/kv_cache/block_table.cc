@@ -37,8 +37,15 @@ void BlockTable::Adopt(std::span<const BlockId> blocks) {
 }
 
 BlockTable BlockTable::Fork(int64_t tokens, std::vector<BlockCopy>& copies) const {
-  CHECK_LE(tokens, static_cast<int64_t>(blocks_.size()) * block_size_);
   BlockTable fork(*allocator_, block_size_, static_cast<int32_t>(blocks_.capacity()));
+  ForkInto(fork, tokens, copies);
+  return fork;
+}
+
+void BlockTable::ForkInto(BlockTable& fork, int64_t tokens,
+                          std::vector<BlockCopy>& copies) const {
+  CHECK_LE(tokens, static_cast<int64_t>(blocks_.size()) * block_size_);
+  CHECK(fork.blocks_.empty()) << fork.blocks_.size() << " blocks are there";
   const int64_t full = tokens / block_size_;
   for (int64_t i = 0; i < full; ++i) {
     allocator_->AddRef(blocks_[i]);
@@ -48,7 +55,6 @@ BlockTable BlockTable::Fork(int64_t tokens, std::vector<BlockCopy>& copies) cons
     fork.blocks_.push_back(allocator_->Allocate());
     copies.push_back({.to = fork.blocks_.back(), .from = blocks_[full]});
   }
-  return fork;
 }
 
 }  // namespace sensorium

@@ -44,10 +44,11 @@ class BlockTable {
   // REQUIRES: the table is empty.
   void Adopt(std::span<const BlockId> blocks);
 
-  // A second table with the same first `tokens` tokens: full blocks are shared (nobody writes a
-  // full block again), a partly filled last one gets a copy of its own, which the device is to make
-  // before the next write to either. The fork takes memory for as many blocks as this table can
-  // hold without growing its own.
+  // Makes `fork`, an empty table, one with the same first `tokens` tokens: full blocks are shared
+  // (nobody writes a full block again), a partly filled last one gets a copy of its own, which the
+  // device is to make before the next write to either.
+  void ForkInto(BlockTable& fork, int64_t tokens, std::vector<BlockCopy>& copies) const;
+  // The same as a new table, with memory for as many blocks as this one has memory for.
   BlockTable Fork(int64_t tokens, std::vector<BlockCopy>& copies) const;
 
   // Where token `position` lives: block_id * block_size + offset. REQUIRES: within Grow's tokens.

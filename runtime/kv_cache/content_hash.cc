@@ -1,6 +1,7 @@
 #include "runtime/kv_cache/content_hash.h"
 
-#include <openssl/evp.h>
+#define OPENSSL_SUPPRESS_DEPRECATED
+#include <openssl/sha.h>
 
 #include <bit>
 #include <cstring>
@@ -8,6 +9,17 @@
 #include "runtime/base/check.h"
 
 namespace sensorium {
+
+namespace {
+
+// The functions below EVP, which OpenSSL 3.0 would rather have forgotten: EVP mallocs its state
+// anew at each hash, and the engine hashes in its steps.
+SHA256_CTX* Context(std::array<uint64_t, 14>& state) {
+  static_assert(sizeof(state) >= sizeof(SHA256_CTX) && alignof(uint64_t) >= alignof(SHA256_CTX));
+  return reinterpret_cast<SHA256_CTX*>(state.data());
+}
+
+}  // namespace
 
 // Integers are hashed as they lie in memory, and a hash in a trace must mean the same elsewhere.
 static_assert(std::endian::native == std::endian::little);
@@ -29,26 +41,10 @@ std::string ContentHash::hex() const {
   return digits;
 }
 
-void ContentHasher::FreeContext::operator()(evp_md_ctx_st* context) const {
-  EVP_MD_CTX_free(context);
-}
-
-void ContentHasher::FreeDigest::operator()(evp_md_st* digest) const { EVP_MD_free(digest); }
-
-// EVP fails only where SHA-256 is not to be had or memory has run out, neither of which a request
-// can bring about.
-ContentHasher::ContentHasher()
-    : sha256_(EVP_MD_fetch(nullptr, "SHA256", nullptr)), context_(EVP_MD_CTX_new()) {
-  CHECK(sha256_ != nullptr && context_ != nullptr) << "libcrypto has no SHA-256";
-  Start();
-}
-
-void ContentHasher::Start() {
-  CHECK_EQ(EVP_DigestInit_ex2(context_.get(), sha256_.get(), nullptr), 1);
-}
+ContentHasher::ContentHasher() { SHA256_Init(Context(state_)); }  // none of the three can fail
 
 ContentHasher& ContentHasher::Update(std::span<const uint8_t> bytes) {
-  CHECK_EQ(EVP_DigestUpdate(context_.get(), bytes.data(), bytes.size()), 1);
+  SHA256_Update(Context(state_), bytes.data(), bytes.size());
   return *this;
 }
 
@@ -63,10 +59,9 @@ ContentHasher& ContentHasher::Update(int64_t value) {
 
 ContentHash ContentHasher::Finish() {
   ContentHash hash;
-  unsigned int size = 0;
-  CHECK_EQ(EVP_DigestFinal_ex(context_.get(), hash.bytes.data(), &size), 1);
-  CHECK_EQ(size, hash.bytes.size());
-  Start();
+  static_assert(sizeof(hash.bytes) == SHA256_DIGEST_LENGTH);
+  SHA256_Final(hash.bytes.data(), Context(state_));
+  SHA256_Init(Context(state_));
   return hash;
 }
 

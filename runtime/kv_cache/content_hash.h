@@ -7,14 +7,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
 #include <vector>
-
-struct evp_md_ctx_st;  // OpenSSL's EVP_MD_CTX
-struct evp_md_st;      // and EVP_MD: <openssl/evp.h> stays out of this header
 
 namespace sensorium {
 
@@ -26,9 +22,7 @@ struct ContentHash {
   friend bool operator==(const ContentHash&, const ContentHash&) = default;
 };
 
-// SHA-256 over what Update is given. One thread at a time; any thread. Calls operator new in its
-// constructor only, so the engine keeps one for the blocks that its steps fill; libcrypto 3.0
-// itself renews its 112 bytes of state at each Finish, through malloc.
+// SHA-256 over what Update is given. One thread at a time; any thread. Takes no memory.
 class ContentHasher {
  public:
   ContentHasher();
@@ -42,16 +36,7 @@ class ContentHasher {
   ContentHash Finish();  // the hash of all since the last Finish; then starts afresh
 
  private:
-  struct FreeContext {
-    void operator()(evp_md_ctx_st* context) const;
-  };
-  struct FreeDigest {
-    void operator()(evp_md_st* digest) const;
-  };
-  void Start();
-
-  std::unique_ptr<evp_md_st, FreeDigest> sha256_;
-  std::unique_ptr<evp_md_ctx_st, FreeContext> context_;
+  std::array<uint64_t, 14> state_;  // OpenSSL's SHA256_CTX, which stays out of this header
 };
 
 // The KV of a block depends on its tokens and on all before them, and so does its name:

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -57,6 +58,17 @@ absl::StatusOr<std::unique_ptr<VisionEncoder>> VisionEncoder::Load(const VisionC
       e.pool_out_dim_, {{project + "w3", e.project_dim_}, {project + "w1", e.project_dim_}});
   e.project_down_ = loader.Linear(e.project_dim_, {{project + "w2", config.output_dim}});
   if (!loader.status().ok()) return loader.status();
+  e.position_ids_.resize(config.positions());
+  std::iota(e.position_ids_.begin(), e.position_ids_.end(), 0);
+  e.class_ids_.assign(config.positions(), -1);
+  e.class_ids_[0] = 0;
+  const int32_t side = config.patches_per_side, window = config.pool_side;
+  for (int32_t r = 0; r < side; r += window)
+    for (int32_t q = 0; q < side; q += window)
+      for (int32_t dr = 0; dr < window; ++dr)
+        for (int32_t dq = 0; dq < window; ++dq)
+          e.window_rows_.push_back((r + dr) * side + q + dq);
+  e.crop_ids_.resize(config.patches());
   return encoder;
 }
 
@@ -144,15 +156,11 @@ void VisionEncoder::Encode(TensorView features, std::span<const float> pixels,
   const Scratch s = Lay(ws, crops);
 
   // Class token, patches and their positions: x[0] = class + pos[0], x[1 + p] = W patch_p + pos.
-  std::vector<int32_t> class_ids(crops * positions, -1), position_ids(crops * positions);
-  for (int64_t c = 0; c < crops; ++c) {
-    class_ids[c * positions] = 0;
-    for (int64_t p = 0; p < positions; ++p) position_ids[c * positions + p] = p;
-  }
   be_.CopyFromHost(s.pixels, pixels);
-  be_.Embed(s.x, *positions_, position_ids, /*add=*/false);
-  be_.Embed(s.x, *class_embed_, class_ids, /*add=*/true);
   for (int64_t c = 0; c < crops; ++c) {
+    const TensorView x = s.x.Rows(c * positions, (c + 1) * positions);
+    be_.Embed(x, *positions_, position_ids_, /*add=*/false);
+    be_.Embed(x, *class_embed_, class_ids_, /*add=*/true);
     be_.AddLinear(s.x.Rows(c * positions + 1, (c + 1) * positions),
                   s.pixels.Rows(c * patches, (c + 1) * patches), *patch_embed_);
   }
@@ -170,26 +178,22 @@ void VisionEncoder::Encode(TensorView features, std::span<const float> pixels,
     }
   }
   // "pad_and_partial_pad": row 0 where a patch is all padding, row 1 where it is partly (or -1).
-  std::vector<int32_t> pad_ids(crops * patches);
-  for (int64_t i = 0; i < crops * patches; ++i) {
-    pad_ids[i] = masks[i] == 0.0f ? 0 : masks[i] < 1.0f ? 1 : -1;
+  for (int64_t c = 0; c < crops; ++c) {
+    for (int64_t p = 0; p < patches; ++p) {
+      const float mask = masks[c * patches + p];
+      crop_ids_[p] = mask == 0.0f ? 0 : mask < 1.0f ? 1 : -1;
+    }
+    be_.Embed(s.features.Rows(c * patches, (c + 1) * patches), *pad_embed_, crop_ids_,
+              /*add=*/true);
   }
-  be_.Embed(s.features, *pad_embed_, pad_ids, /*add=*/true);
   if (probe) (*probe)("vit_features", s.features);
 
   // Pooling, "attention-meanq": the mean of a 2x2 window asks, its four members answer.
-  const int64_t side = config_.patches_per_side;
   const int64_t pool = config_.pool_side;
-  std::vector<int32_t> window_rows;
-  window_rows.reserve(crops * patches);
-  for (int64_t c = 0; c < crops; ++c)
-    for (int64_t r = 0; r < side; r += pool)
-      for (int64_t q = 0; q < side; q += pool)
-        for (int64_t dr = 0; dr < pool; ++dr)
-          for (int64_t dq = 0; dq < pool; ++dq)
-            window_rows.push_back(
-                static_cast<int32_t>(c * patches + (r + dr) * side + q + dq));
-  be_.GatherRows(s.windows, s.features, window_rows);
+  for (int64_t c = 0; c < crops; ++c) {
+    be_.GatherRows(s.windows.Rows(c * patches, (c + 1) * patches),
+                   s.features.Rows(c * patches, (c + 1) * patches), window_rows_);
+  }
   be_.MeanRows(s.query_in, s.windows, pool * pool);
   be_.Linear(s.pool_q, s.query_in, *pool_q_);
   be_.Linear(s.pool_kv, s.windows, *pool_kv_);
@@ -203,17 +207,22 @@ void VisionEncoder::Encode(TensorView features, std::span<const float> pixels,
   if (probe) (*probe)("pooled", s.pooled);
 
   // Vectors that no prompt position wants are dropped before the projector.
-  std::vector<int32_t> kept_rows;
-  for (int64_t i = 0; i < crops * tokens; ++i) {
-    if (token_index[i] >= 0) kept_rows.push_back(static_cast<int32_t>(i));
+  int64_t kept = 0;
+  for (int64_t c = 0; c < crops; ++c) {
+    int64_t of_crop = 0;
+    for (int64_t t = 0; t < tokens; ++t) {
+      if (token_index[c * tokens + t] >= 0) crop_ids_[of_crop++] = static_cast<int32_t>(t);
+    }
+    if (of_crop == 0) continue;
+    be_.GatherRows(s.kept.Rows(kept, kept + of_crop), s.pooled.Rows(c * tokens, (c + 1) * tokens),
+                   std::span(crop_ids_).first(of_crop));
+    kept += of_crop;
   }
-  const int64_t kept = static_cast<int64_t>(kept_rows.size());
   CHECK_EQ(features.rows(), kept);
   if (kept == 0) return;
   const TensorView kept_in = s.kept.Rows(0, kept);
   const TensorView up_gate = s.up_gate.Rows(0, kept);
   const TensorView ffn = s.ffn.Rows(0, kept);
-  be_.GatherRows(kept_in, s.pooled, kept_rows);
   be_.Linear(up_gate, kept_in, *project_up_gate_);
   be_.SiluMul(ffn, up_gate.Columns(0, project_dim_),
               up_gate.Columns(project_dim_, 2 * project_dim_));

@@ -45,7 +45,8 @@ class VisionEncoder {
   // Encodes crops of one image. pixels [crops, patches, patch_dim] and masks [crops, patches]
   // float32 on the host; token_index [crops, tokens_per_crop]: negative entries are dropped before
   // the projector. The kept vectors go to `features` float32 [kept, output_dim] on the device, in
-  // crop order. Rows of one crop do not depend on which crops share the call.
+  // crop order. Rows of one crop do not depend on which crops share the call. One caller at a time;
+  // takes no memory.
   void Encode(TensorView features, std::span<const float> pixels, std::span<const float> masks,
               std::span<const int32_t> token_index, Workspace& workspace,
               const StageProbe* probe = nullptr) const;
@@ -78,6 +79,10 @@ class VisionEncoder {
   int64_t pool_dim_ = 0;     // heads * head_dim of the pooling
   int64_t pool_out_dim_ = 0;
   int64_t project_dim_ = 0;
+  // Of one crop, made by Load: [positions] 0, 1, ...; [positions] 0, -1, ...; [patches] of each
+  // pooling window its members' patches.
+  std::vector<int32_t> position_ids_, class_ids_, window_rows_;
+  mutable std::vector<int32_t> crop_ids_;  // [patches] scratch of Encode
 };
 
 }  // namespace sensorium

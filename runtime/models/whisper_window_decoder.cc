@@ -49,6 +49,31 @@ WhisperWindowDecoder::WhisperWindowDecoder(const WhisperVocabulary& vocabulary,
                             options_.suppress.end());
   }
   filtered_.resize(vocabulary_.vocab_size);
+  const size_t rows = static_cast<size_t>(max_rows());
+  rows_ = MakeHypotheses(rows);
+  live_.reserve(rows);
+  next_.reserve(rows);
+  if (beam()) {
+    const size_t continuations = static_cast<size_t>(options_.beam_size) + 1;
+    next_rows_ = MakeHypotheses(rows);
+    finished_ = MakeHypotheses(wanted_finished());
+    candidates_.reserve(rows * continuations);
+    best_.reserve(continuations + 1);
+  }
+}
+
+std::vector<WhisperWindowDecoder::Hypothesis> WhisperWindowDecoder::MakeHypotheses(
+    size_t count) const {
+  std::vector<Hypothesis> hypotheses(count);
+  const int32_t longest = std::min(options_.sample_len, text_context_);
+  for (Hypothesis& h : hypotheses) h.tokens.reserve(longest);
+  return hypotheses;
+}
+
+// Python's round() and nearbyint() both give the even one of two equally near integers.
+size_t WhisperWindowDecoder::wanted_finished() const {
+  return static_cast<size_t>(
+      std::max(1.0f, std::nearbyint(static_cast<float>(options_.beam_size) * options_.patience)));
 }
 
 bool WhisperWindowDecoder::beam() const { return options_.beam_size > 0; }
@@ -57,33 +82,35 @@ int32_t WhisperWindowDecoder::max_rows() const {
   return std::max({1, options_.beam_size, options_.best_of});
 }
 
-void WhisperWindowDecoder::Start(std::span<const float> sot_logits,
-                                 std::span<const float> last_logits) {
-  CHECK(!started_);
+void WhisperWindowDecoder::ReadStart(std::span<const float> sot_logits) {
   CHECK_EQ(static_cast<int64_t>(sot_logits.size()), int64_t{vocabulary_.vocab_size});
-  started_ = true;
   no_speech_prob_ = std::exp(LogProb(sot_logits, LogSumExp(sot_logits), vocabulary_.no_speech));
-  rows_.resize(max_rows());
-  // All hypotheses share the prompt's row of logits.
-  live_.resize(rows_.size());
+}
+
+void WhisperWindowDecoder::Start(std::span<const float> last_logits, SamplerScratch& scratch) {
+  CHECK(!started_);
+  started_ = true;
+  num_rows_ = rows_.size();
+  live_.resize(num_rows_);
   std::iota(live_.begin(), live_.end(), 0);
-  const std::vector<std::span<const float>> logits(rows_.size(), last_logits);
-  Step(logits);
+  Step(last_logits, /*stride=*/0, scratch);  // all hypotheses share the prompt's row
   for (Next& next : next_) next.parent = 0;
 }
 
-void WhisperWindowDecoder::Advance(std::span<const std::span<const float>> logits) {
+void WhisperWindowDecoder::Advance(std::span<const float> logits, SamplerScratch& scratch) {
   CHECK(started_ && !done_);
-  CHECK_EQ(logits.size(), next_.size());
-  Step(logits);
+  const size_t vocab = static_cast<size_t>(vocabulary_.vocab_size);
+  CHECK_EQ(logits.size(), next_.size() * vocab);
+  Step(logits, vocab, scratch);
 }
 
-void WhisperWindowDecoder::Step(std::span<const std::span<const float>> logits) {
+void WhisperWindowDecoder::Step(std::span<const float> logits, size_t stride,
+                                SamplerScratch& scratch) {
   next_.clear();
   if (beam()) {
-    StepBeam(logits);
+    StepBeam(logits, stride);
   } else {
-    StepSampled(logits);
+    StepSampled(logits, stride, scratch);
   }
   ++steps_;
   if (steps_ == options_.sample_len ||
@@ -93,65 +120,65 @@ void WhisperWindowDecoder::Step(std::span<const std::span<const float>> logits) 
   if (done_) next_.clear();
 }
 
-void WhisperWindowDecoder::StepSampled(std::span<const std::span<const float>> logits) {
-  std::vector<int32_t> still_live;
+void WhisperWindowDecoder::StepSampled(std::span<const float> logits, size_t stride,
+                                       SamplerScratch& scratch) {
+  const size_t vocab = static_cast<size_t>(vocabulary_.vocab_size);
+  size_t still_live = 0;
   for (size_t i = 0; i < live_.size(); ++i) {
     Hypothesis& row = rows_[live_[i]];
-    Filter(logits[i], row.tokens);
+    Filter(logits.subspan(i * stride, vocab), row.tokens);
     const Sampler::Choice choice =
-        sampler_.Sample(filtered_, {}, row.tokens, 0, options_.stream_base + live_[i]);
+        sampler_.Sample(filtered_, {}, row.tokens, 0, options_.stream_base + live_[i], scratch);
     // A client's list may ban all there is to choose from: what there is so far is the result.
     if (choice.logprob == kNegativeInfinity) continue;
     row.sum_logprob += choice.logprob;
     if (choice.token == vocabulary_.eot) continue;
     row.tokens.push_back(choice.token);
     next_.push_back({static_cast<int32_t>(i), choice.token});
-    still_live.push_back(live_[i]);
+    live_[still_live++] = live_[i];
   }
-  live_ = std::move(still_live);
+  live_.resize(still_live);
   done_ = live_.empty();
 }
 
 // BeamSearchDecoder.update: of each beam the beam_size + 1 likeliest continuations, all of them by
 // their sums; those that end are set aside until enough have ended, the best others live on.
-void WhisperWindowDecoder::StepBeam(std::span<const std::span<const float>> logits) {
-  struct Candidate {
-    float sum_logprob;
-    int32_t parent, token;
-  };
-  std::vector<Candidate> candidates;
+void WhisperWindowDecoder::StepBeam(std::span<const float> logits, size_t stride) {
+  const size_t vocab = static_cast<size_t>(vocabulary_.vocab_size);
+  candidates_.clear();
   // At the first step all beams are the same, and so are their continuations.
-  const size_t beams = steps_ == 0 ? 1 : rows_.size();
+  const size_t beams = steps_ == 0 ? 1 : num_rows_;
   for (size_t b = 0; b < beams; ++b) {
-    Filter(logits[b], rows_[b].tokens);
-    const double norm = LogSumExp(filtered_);
-    for (const auto& [token, logprob] : TopLogProbs(filtered_, norm, options_.beam_size + 1)) {
-      candidates.push_back({rows_[b].sum_logprob + logprob, static_cast<int32_t>(b), token});
+    Filter(logits.subspan(b * stride, vocab), rows_[b].tokens);
+    TopLogProbs(filtered_, LogSumExp(filtered_), options_.beam_size + 1, best_);
+    for (const auto& [token, logprob] : best_) {
+      candidates_.push_back({rows_[b].sum_logprob + logprob,
+                             static_cast<int32_t>(candidates_.size()), static_cast<int32_t>(b),
+                             token});
     }
   }
-  std::stable_sort(
-      candidates.begin(), candidates.end(),
-      [](const Candidate& a, const Candidate& b) { return a.sum_logprob > b.sum_logprob; });
+  std::sort(candidates_.begin(), candidates_.end(), [](const Candidate& a, const Candidate& b) {
+    return a.sum_logprob != b.sum_logprob ? a.sum_logprob > b.sum_logprob : a.order < b.order;
+  });
 
-  std::vector<Hypothesis> live;
-  // Python's round() and nearbyint() both give the even one of two equally near integers.
-  const auto wanted = static_cast<size_t>(
-      std::max(1.0f, std::nearbyint(static_cast<float>(options_.beam_size) * options_.patience)));
-  for (const Candidate& c : candidates) {
+  const auto take = [this](Hypothesis& to, const Candidate& c) {
+    to.tokens.assign(rows_[c.parent].tokens.begin(), rows_[c.parent].tokens.end());
+    to.sum_logprob = c.sum_logprob;
+  };
+  size_t live = 0;
+  for (const Candidate& c : candidates_) {
     if (c.token == vocabulary_.eot) {
-      if (finished_.size() < wanted) {
-        finished_.push_back({rows_[c.parent].tokens, c.sum_logprob});
-      }
+      if (num_finished_ < finished_.size()) take(finished_[num_finished_++], c);
       continue;
     }
-    Hypothesis next{rows_[c.parent].tokens, c.sum_logprob};
-    next.tokens.push_back(c.token);
-    live.push_back(std::move(next));
+    take(next_rows_[live], c);
+    next_rows_[live++].tokens.push_back(c.token);
     next_.push_back({c.parent, c.token});
-    if (live.size() == static_cast<size_t>(options_.beam_size)) break;
+    if (live == static_cast<size_t>(options_.beam_size)) break;
   }
-  rows_ = std::move(live);
-  done_ = finished_.size() >= wanted || rows_.empty();
+  rows_.swap(next_rows_);
+  num_rows_ = live;
+  done_ = num_finished_ == finished_.size() || live == 0;
 }
 
 void WhisperWindowDecoder::Filter(std::span<const float> logits, std::span<const int32_t> tokens) {
@@ -203,9 +230,13 @@ void WhisperWindowDecoder::ApplyTimestampRules(std::span<const int32_t> tokens) 
 }
 
 std::vector<WhisperWindowDecoder::Hypothesis> WhisperWindowDecoder::Finalists() const {
-  if (!beam()) return rows_;
-  std::vector<Hypothesis> finalists = finished_;
-  std::vector<Hypothesis> live = rows_;
+  const auto first = [](const std::vector<Hypothesis>& hypotheses, size_t count) {
+    return std::vector<Hypothesis>(hypotheses.begin(),
+                                   hypotheses.begin() + static_cast<std::ptrdiff_t>(count));
+  };
+  std::vector<Hypothesis> live = first(rows_, num_rows_);
+  if (!beam()) return live;
+  std::vector<Hypothesis> finalists = first(finished_, num_finished_);
   std::stable_sort(live.begin(), live.end(), [](const Hypothesis& a, const Hypothesis& b) {
     return a.sum_logprob > b.sum_logprob;
   });

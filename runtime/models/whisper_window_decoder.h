@@ -2,11 +2,14 @@
 // computes. What it does, step for step, is openai/whisper's DecodingTask (decoding.py): its logit
 // filters, its greedy and beam decoders, its ranking.
 //
-//   decoder.Start(logits of <|startoftranscript|>, logits of the prompt's last token);
+//   decoder.ReadStart(logits of <|startoftranscript|>);
+//   decoder.Start(logits of the prompt's last token, scratch);
 //   while (!decoder.done()) {
 //     feed next(): row r takes the cache of row next()[r].parent and the token next()[r].token;
-//     decoder.Advance(one row of logits each);
+//     decoder.Advance(one row of logits each, scratch);
 //   }
+//
+// All that the search needs is taken by the constructor: Start and Advance take no memory.
 #pragma once
 
 #include <cstdint>
@@ -66,12 +69,14 @@ class WhisperWindowDecoder {
     int32_t parent;  // index into the rows that were fed last; 0 after the prompt
     int32_t token;
   };
-  // Raw logits [vocab_size] at sot_index() and at the end of the prompt. Call once.
-  void Start(std::span<const float> sot_logits, std::span<const float> last_logits);
+  // Raw logits [vocab_size] at sot_index(), then at the end of the prompt, which may be the same
+  // row. Call each once. The scratch is one for vocab_size, of whoever calls.
+  void ReadStart(std::span<const float> sot_logits);
+  void Start(std::span<const float> last_logits, SamplerScratch& scratch);
   // The rows to feed now; empty when done. Valid until the next Advance.
   std::span<const Next> next() const { return next_; }
-  // Raw logits [vocab_size] of every row of next(), in its order.
-  void Advance(std::span<const std::span<const float>> logits);
+  // Raw logits [next().size(), vocab_size] of every row of next(), in its order.
+  void Advance(std::span<const float> logits, SamplerScratch& scratch);
   bool done() const { return done_; }
   WhisperWindowResult Result() const;  // REQUIRES: done()
 
@@ -80,14 +85,22 @@ class WhisperWindowDecoder {
     std::vector<int32_t> tokens;  // without the prompt and without EOT
     float sum_logprob = 0;        // float32, as torch accumulates it
   };
+  struct Candidate {
+    float sum_logprob;
+    int32_t order;  // in which they were found: equal sums keep it
+    int32_t parent, token;
+  };
   bool beam() const;
+  size_t wanted_finished() const;  // beams that end the search by having ended
+  std::vector<Hypothesis> MakeHypotheses(size_t count) const;  // with room for all their tokens
   // Filters `logits` into filtered_ for a hypothesis that has produced `tokens`.
   void Filter(std::span<const float> logits, std::span<const int32_t> tokens);
   void ApplyTimestampRules(std::span<const int32_t> tokens);
-  // One step of every live hypothesis; logits[i] belongs to live_[i].
-  void Step(std::span<const std::span<const float>> logits);
-  void StepSampled(std::span<const std::span<const float>> logits);
-  void StepBeam(std::span<const std::span<const float>> logits);
+  // One step of every live hypothesis; row i of the logits, `stride` behind row i - 1, is
+  // live_[i]'s.
+  void Step(std::span<const float> logits, size_t stride, SamplerScratch& scratch);
+  void StepSampled(std::span<const float> logits, size_t stride, SamplerScratch& scratch);
+  void StepBeam(std::span<const float> logits, size_t stride);
   std::vector<Hypothesis> Finalists() const;
 
   const WhisperVocabulary& vocabulary_;
@@ -103,10 +116,15 @@ class WhisperWindowDecoder {
   std::vector<Next> next_;
   // Beam: the live beams, best first. Otherwise all samples; live_ are those without EOT.
   std::vector<Hypothesis> rows_;
+  size_t num_rows_ = 0;               // of rows_; those behind wait with their memory
   std::vector<int32_t> live_;         // rows_ that are in next_, in its order
   std::vector<Hypothesis> finished_;  // beam: ended with EOT, in the order they ended
-  std::vector<float> filtered_;       // [vocab] scratch
-  Sampler sampler_;                   // greedy and temperature; beams do not draw
+  size_t num_finished_ = 0;           // of finished_
+  std::vector<float> filtered_;       // [vocab] scratch, as all below
+  std::vector<Hypothesis> next_rows_;
+  std::vector<Candidate> candidates_;
+  std::vector<std::pair<int32_t, float>> best_;
+  Sampler sampler_;  // greedy and temperature; beams do not draw
 };
 
 // What is spoken, from the logits [vocab_size] of a decoder that has seen <|startoftranscript|>

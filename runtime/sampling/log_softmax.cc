@@ -96,12 +96,12 @@ float LogProb(std::span<const float> logits, double log_sum_exp, int32_t id) {
   return static_cast<float>(static_cast<double>(logit) - log_sum_exp);
 }
 
-std::vector<std::pair<int32_t, float>> TopLogProbs(std::span<const float> logits,
-                                                   double log_sum_exp, int32_t count) {
+void TopLogProbs(std::span<const float> logits, double log_sum_exp, int32_t count,
+                 std::vector<std::pair<int32_t, float>>& best) {
   const size_t wanted = std::min(static_cast<size_t>(std::max(count, 0)), logits.size());
-  std::vector<std::pair<int32_t, float>> best;  // (id, logit), best first
+  best.clear();  // (id, logit), best first, until the end
   best.reserve(wanted + 1);
-  if (wanted == 0) return best;
+  if (wanted == 0) return;
   // Ids come in ascending order, so that one which only ties with the last of a full list is out.
   float worst = kNegativeInfinity;
   for (size_t id = 0; id < logits.size(); ++id) {
@@ -114,7 +114,6 @@ std::vector<std::pair<int32_t, float>> TopLogProbs(std::span<const float> logits
     if (best.size() == wanted) worst = best.back().second;
   }
   for (auto& [id, value] : best) value = LogProb(logits, log_sum_exp, id);
-  return best;
 }
 
 }  // namespace sensorium

@@ -24,9 +24,9 @@ double SumExp(std::span<const float> logits, float max, float temperature, float
 // Natural log-probability of `id` given the row's LogSumExp; -inf for a masked id or an empty row.
 float LogProb(std::span<const float> logits, double log_sum_exp, int32_t id);
 
-// The `count` likeliest (id, log-probability), best first, lower id first on ties; ids at -inf are
-// left out, so there may be fewer.
-std::vector<std::pair<int32_t, float>> TopLogProbs(std::span<const float> logits,
-                                                   double log_sum_exp, int32_t count);
+// best = the `count` likeliest (id, log-probability), best first, lower id first on ties; ids at
+// -inf are left out, so there may be fewer. Takes no memory when `best` has room for count + 1.
+void TopLogProbs(std::span<const float> logits, double log_sum_exp, int32_t count,
+                 std::vector<std::pair<int32_t, float>>& best);
 
 }  // namespace sensorium

@@ -26,41 +26,56 @@
 
 namespace sensorium {
 
-// Not thread-safe: one Sampler serves the answers of one request, on the engine's thread.
+// What samplers of one vocabulary work in, one at a time. Holds nothing between calls, so that one,
+// taken at start, serves every request of a model; a Sample takes no memory of its own.
+class SamplerScratch {
+ public:
+  static constexpr int32_t kMaxAlternatives = 20;
+  explicit SamplerScratch(int32_t vocab_size);
+
+ private:
+  friend class Sampler;
+  struct Candidate {
+    float scaled;  // (logit - max) / temperature: 0 for the likeliest
+    int32_t id;
+  };
+  std::vector<float> logits_;          // [vocab]: the row after steps 1 to 3
+  std::vector<int32_t> counts_;        // [vocab]: zero between calls
+  std::vector<Candidate> candidates_;  // at most [vocab]
+  std::vector<std::pair<int32_t, float>> alternatives_;
+};
+
+// One Sampler serves the answers of one request. Constant after construction.
 class Sampler {
  public:
   Sampler(SamplingParams params, int32_t vocab_size);
 
   struct Choice {
     int32_t token = 0;
-    float logprob = 0;                                    // natural log
-    std::vector<std::pair<int32_t, float>> alternatives;  // (id, logprob), likeliest first
+    float logprob = 0;  // natural log
+    // (id, logprob), likeliest first; in the scratch, until its next use.
+    std::span<const std::pair<int32_t, float>> alternatives;
   };
 
   // `logits` [vocab_size] are raw. `stream` tells a request's answers apart; the draw's position is
   // generated.size(). Ids outside the vocabulary (image placeholders in a prompt) have no logit and
   // are passed over. Same arguments, same bits; earlier calls do not matter.
+  // REQUIRES: the scratch was made for this vocab_size, num_alternatives <= kMaxAlternatives
   Choice Sample(std::span<const float> logits, std::span<const int32_t> prompt,
-                std::span<const int32_t> generated, int32_t num_alternatives, uint64_t stream);
+                std::span<const int32_t> generated, int32_t num_alternatives, uint64_t stream,
+                SamplerScratch& scratch) const;
 
  private:
-  void ApplyBiasAndPenalties(std::span<const int32_t> prompt, std::span<const int32_t> generated);
+  void ApplyBiasAndPenalties(std::span<const int32_t> prompt, std::span<const int32_t> generated,
+                             SamplerScratch& s) const;
   // Steps 5 to 9 on a row after steps 1 to 3.
-  int32_t Draw(std::span<const float> row, float uniform);
+  int32_t Draw(std::span<const float> row, float uniform, SamplerScratch& s) const;
   // candidates_ = all ids with (logit - max) / temperature >= floor, in id order.
-  void Gather(std::span<const float> row, float max, float floor);
+  void Gather(std::span<const float> row, float max, float floor, SamplerScratch& s) const;
 
   const SamplingParams params_;
   const int32_t vocab_size_;
   const bool penalises_;  // steps 1 to 3 do something
-
-  struct Candidate {
-    float scaled;  // (logit - max) / temperature: 0 for the likeliest
-    int32_t id;
-  };
-  std::vector<float> logits_;          // [vocab] scratch: the row after steps 1 to 3
-  std::vector<int32_t> counts_;        // [vocab] scratch: zero between calls
-  std::vector<Candidate> candidates_;  // scratch
 };
 
 }  // namespace sensorium

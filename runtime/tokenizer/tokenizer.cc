@@ -236,6 +236,9 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view 
     } else {
       t.raw_added_.Add(token, token.content);
     }
+  for (const std::string& bytes : t.bytes_) {
+    t.longest_token_bytes_ = std::max(t.longest_token_bytes_, bytes.size());
+  }
   }
   t.id_of_literal_ = std::move(id_of);
   return tokenizer;
@@ -309,8 +312,13 @@ std::string Tokenizer::Decode(std::span<const int32_t> ids, bool skip_special) c
   return ReplaceInvalidUtf8(bytes);
 }
 
-std::string StreamDecoder::Push(int32_t id) {
-  if (skip_special_ && tokenizer_->IsSpecial(id)) return "";
+StreamDecoder::StreamDecoder(const Tokenizer& tokenizer, bool skip_special)
+    : tokenizer_(&tokenizer), skip_special_(skip_special) {
+  pending_.reserve(tokenizer.longest_token_bytes() + 3);
+}
+
+void StreamDecoder::Push(int32_t id, std::string& out) {
+  if (skip_special_ && tokenizer_->IsSpecial(id)) return;
   pending_ += tokenizer_->TokenBytes(id);
   // Everything but a cut sequence at the very end is settled.
   size_t settled = pending_.size();
@@ -320,15 +328,13 @@ std::string StreamDecoder::Push(int32_t id) {
     if (Utf8SequenceLength(tail) == -1) settled = pending_.size() - back;
     break;
   }
-  std::string text = ReplaceInvalidUtf8(std::string_view(pending_).substr(0, settled));
+  AppendValidUtf8(out, std::string_view(pending_).substr(0, settled));
   pending_.erase(0, settled);
-  return text;
 }
 
-std::string StreamDecoder::Flush() {
-  std::string text = ReplaceInvalidUtf8(pending_);
+void StreamDecoder::Flush(std::string& out) {
+  AppendValidUtf8(out, pending_);
   pending_.clear();
-  return text;
 }
 
 }  // namespace sensorium

@@ -40,6 +40,7 @@ class Tokenizer {
   std::optional<int32_t> TokenToId(std::string_view literal) const;
   bool IsSpecial(int32_t id) const { return InRange(id) && special_[id]; }
   int32_t vocab_size() const { return static_cast<int32_t>(bytes_.size()); }  // highest id + 1
+  size_t longest_token_bytes() const { return longest_token_bytes_; }
 
  private:
   explicit Tokenizer(const std::array<int32_t, 256>& byte_ids) : bpe_(byte_ids) {}
@@ -56,19 +57,26 @@ class Tokenizer {
   AddedTokenMatcher raw_added_, normalized_added_;
   std::vector<std::string> bytes_;  // by id
   std::vector<bool> special_;       // by id
+  size_t longest_token_bytes_ = 0;
   std::unordered_map<std::string, int32_t> id_of_literal_;
   std::unordered_map<std::string_view, int32_t> id_of_bytes_;  // of the vocabulary; ignore_merges
 };
 
-// Turns ids into text one by one and never emits half a code point. All pieces together are Decode of
-// all ids.
+// Turns ids into text one by one and never emits half a code point. All pieces together are Decode
+// of all ids. Takes memory in its constructor only; each call appends at most
+// MaxGrowth bytes.
 class StreamDecoder {
  public:
+  // Bytes that one Push or Flush appends at most: a pending byte or two and the token, each byte of
+  // which may be replaced by the three of U+FFFD.
+  static constexpr size_t MaxGrowth(size_t longest_token_bytes) {
+    return 3 * (longest_token_bytes + 3);
+  }
   // `tokenizer` outlives it.
-  explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special = false)
-      : tokenizer_(&tokenizer), skip_special_(skip_special) {}
-  std::string Push(int32_t id);
-  std::string Flush();  // what an incomplete code point at the end becomes: U+FFFD
+  explicit StreamDecoder(const Tokenizer& tokenizer, bool skip_special = false);
+  // Both append to `out`.
+  void Push(int32_t id, std::string& out);
+  void Flush(std::string& out);  // what an incomplete code point at the end becomes: U+FFFD
 
  private:
   const Tokenizer* tokenizer_;

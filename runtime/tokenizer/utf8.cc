@@ -72,6 +72,11 @@ bool IsValidUtf8(std::string_view s) {
 std::string ReplaceInvalidUtf8(std::string_view s) {
   std::string out;
   out.reserve(s.size());
+  AppendValidUtf8(out, s);
+  return out;
+}
+
+void AppendValidUtf8(std::string& out, std::string_view s) {
   while (!s.empty()) {
     const int n = Utf8SequenceLength(s);
     if (n > 0) {
@@ -82,7 +87,6 @@ std::string ReplaceInvalidUtf8(std::string_view s) {
       s.remove_prefix(Utf8MaximalSubpart(s));
     }
   }
-  return out;
 }
 
 void AppendUtf8(std::string& out, char32_t c) {

@@ -15,6 +15,8 @@ int Utf8MaximalSubpart(std::string_view s);
 bool IsValidUtf8(std::string_view s);
 // Replaces each maximal subpart of an ill-formed sequence by U+FFFD, as Rust's from_utf8_lossy.
 std::string ReplaceInvalidUtf8(std::string_view s);
+// The same behind what `out` has; s.size() * 3 bytes at most.
+void AppendValidUtf8(std::string& out, std::string_view s);
 
 // Appends `c` as UTF-8. REQUIRES: a scalar value.
 void AppendUtf8(std::string& out, char32_t c);

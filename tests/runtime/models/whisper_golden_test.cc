@@ -50,7 +50,9 @@ class WhisperGoldenTest : public testing::TestWithParam<const char*> {
     std::vector<BlockTable> rows;
     rows.push_back(runner_->NewTable());
     std::vector<float> logits = runner_->Run(prompt, 0, rows[0], wanted, &*cross_);
-    decoder.Start(std::span(logits).first(vocab), std::span(logits).last(vocab));
+    SamplerScratch scratch(static_cast<int32_t>(vocab));
+    decoder.ReadStart(std::span(logits).first(vocab));
+    decoder.Start(std::span(logits).last(vocab), scratch);
     int64_t position = last + 1;
     while (!decoder.done()) {
       const auto next = decoder.next();
@@ -74,11 +76,7 @@ class WhisperGoldenTest : public testing::TestWithParam<const char*> {
                    .feature_offsets = {}});
       }
       logits = runner_->Forward(batch);
-      std::vector<std::span<const float>> by_row;
-      for (size_t r = 0; r < rows.size(); ++r) {
-        by_row.push_back(std::span(logits).subspan(r * vocab, vocab));
-      }
-      decoder.Advance(by_row);
+      decoder.Advance(logits, scratch);
       ++position;
     }
     return decoder.Result();

@@ -42,19 +42,22 @@ class WhisperWindowDecoderTest : public testing::Test {
   WhisperWindowResult Run(WhisperWindowDecoder decoder, const Model& model,
                           size_t* most_rows = nullptr) const {
     std::vector<Ids> rows = {{}};
-    decoder.Start(Flat(), model({}));
+    SamplerScratch scratch(kVocabSize);
+    decoder.ReadStart(Flat());
+    decoder.Start(model({}), scratch);
     while (!decoder.done()) {
       if (most_rows) *most_rows = std::max(*most_rows, decoder.next().size());
       EXPECT_LE(static_cast<int32_t>(decoder.next().size()), decoder.max_rows());
       std::vector<Ids> children;
-      std::vector<Row> logits;
+      std::vector<float> logits;
       for (const auto& [parent, token] : decoder.next()) {
         children.push_back(rows.at(parent));
         children.back().push_back(token);
-        logits.push_back(model(children.back()));
+        const Row row = model(children.back());
+        logits.insert(logits.end(), row.begin(), row.end());
       }
       rows = std::move(children);
-      decoder.Advance(std::vector<std::span<const float>>(logits.begin(), logits.end()));
+      decoder.Advance(logits, scratch);
     }
     EXPECT_THAT(decoder.next(), IsEmpty());
     return decoder.Result();
@@ -203,7 +206,9 @@ TEST_F(WhisperWindowDecoderTest, GivesTextWithoutTimesAndWithoutOuterSpace) {
 TEST_F(WhisperWindowDecoderTest, TakesNoSpeechFromTheRawLogitsOfTheStart) {
   auto decoder = Decoder({.sample_len = 1, .without_timestamps = true, .suppress = {'x'}});
   const Row sot = With(Flat(-kInf), {{kNoSpeech, 1}, {'x', 2}, {kPadding, 0}});
-  decoder.Start(sot, Flat());
+  SamplerScratch scratch(kVocabSize);
+  decoder.ReadStart(sot);
+  decoder.Start(Flat(), scratch);
   EXPECT_NEAR(decoder.Result().no_speech_prob,
               std::exp(1) / (std::exp(1) + std::exp(2) + std::exp(0)), 1e-6);
 }

@@ -76,6 +76,28 @@ std::vector<double> Reference(const std::vector<float>& logits, const SamplingPa
   return weight;
 }
 
+// A Sampler with a scratch of its own, whose choices keep their alternatives.
+class Drawer {
+ public:
+  Drawer(SamplingParams params, int32_t vocab_size)
+      : sampler_(std::move(params), vocab_size), scratch_(vocab_size) {}
+  struct Choice {
+    int32_t token;
+    float logprob;
+    std::vector<std::pair<int32_t, float>> alternatives;
+  };
+  Choice Sample(std::span<const float> logits, std::span<const int32_t> prompt,
+                std::span<const int32_t> generated, int32_t num_alternatives, uint64_t stream) {
+    const Sampler::Choice c =
+        sampler_.Sample(logits, prompt, generated, num_alternatives, stream, scratch_);
+    return {c.token, c.logprob, {c.alternatives.begin(), c.alternatives.end()}};
+  }
+
+ private:
+  Sampler sampler_;
+  SamplerScratch scratch_;
+};
+
 TEST(SamplerTest, DrawsFollowTheFilteredDistribution) {
   std::mt19937 random(1);
   const std::vector<float> logits = RandomLogits(40, random, 1.5f);
@@ -86,7 +108,7 @@ TEST(SamplerTest, DrawsFollowTheFilteredDistribution) {
         SamplingParams{.temperature = 1, .min_p = 0.2f},
         SamplingParams{.temperature = 1.3f, .top_k = 12, .top_p = 0.8f, .min_p = 0.05f}}) {
     const std::vector<double> expected = Reference(logits, p);
-    Sampler sampler(p, 40);
+    Drawer sampler(p, 40);
     constexpr int kDraws = 20000;
     std::vector<int> counts(40, 0);
     for (int i = 0; i < kDraws; ++i) ++counts[sampler.Sample(logits, {}, {}, 0, i).token];
@@ -118,7 +140,7 @@ TEST(SamplerTest, NeverDrawsWhatTheFiltersRemoveAtAnySize) {
                            .min_p = round % 7 ? 0 : 0.3f * unit(random),
                            .seed = random()};
     const std::vector<double> expected = Reference(logits, p);
-    Sampler sampler(p, vocab);
+    Drawer sampler(p, vocab);
     for (int i = 0; i < 20; ++i) {
       const int32_t token = sampler.Sample(logits, {}, {}, 0, i).token;
       ASSERT_TRUE(token >= 0 && token < vocab);
@@ -132,14 +154,14 @@ TEST(SamplerTest, NeverDrawsWhatTheFiltersRemoveAtAnySize) {
 }
 
 TEST(SamplerTest, GreedyTakesTheLargestAndTheLowestIdOnTies) {
-  Sampler sampler({}, 5);
+  Drawer sampler({}, 5);
   EXPECT_EQ(sampler.Sample(std::vector<float>{1, 3, 2, 3, -1}, {}, {}, 0, 0).token, 1);
 }
 
 TEST(SamplerTest, ADrawDependsOnSeedStreamAndPositionAlone) {
   std::mt19937 random(2);
   const std::vector<float> a = RandomLogits(500, random), b = RandomLogits(500, random);
-  Sampler one({.temperature = 1, .seed = 9}, 500), two({.temperature = 1, .seed = 9}, 500);
+  Drawer one({.temperature = 1, .seed = 9}, 500), two({.temperature = 1, .seed = 9}, 500);
   const std::vector<int32_t> generated = {4, 8};
   const auto first = one.Sample(a, {}, generated, 3, 1);
   for (int i = 0; i < 10; ++i) two.Sample(b, {}, generated, 0, i);  // other calls in between
@@ -154,7 +176,7 @@ TEST(SamplerTest, ADrawDependsOnSeedStreamAndPositionAlone) {
 
 TEST(SamplerTest, LogProbabilitiesAreTheModelsOwnBeforeAnyStep) {
   const std::vector<float> logits = {0, 1, 2, 3};
-  Sampler sampler({.temperature = 0.1f, .top_k = 1, .logit_bias = {{0, 50.0f}}}, 4);
+  Drawer sampler({.temperature = 0.1f, .top_k = 1, .logit_bias = {{0, 50.0f}}}, 4);
   const auto choice = sampler.Sample(logits, {}, {}, 2, 0);
   EXPECT_EQ(choice.token, 0);
   EXPECT_EQ(choice.logprob, LogProb(logits, LogSumExp(logits), 0));
@@ -166,21 +188,21 @@ TEST(SamplerTest, LogProbabilitiesAreTheModelsOwnBeforeAnyStep) {
 TEST(SamplerTest, RepetitionPenaltyCountsEachIdOnceInPromptOrAnswer) {
   const std::vector<float> logits = {4, 3.5f, -1, -1.5f};
   // 0 -> 2 once although it occurs three times; 2 -> -2.
-  Sampler sampler({.repetition_penalty = 2}, 4);
+  Drawer sampler({.repetition_penalty = 2}, 4);
   const std::vector<int32_t> prompt = {0, 0, 700}, generated = {2, 0};
   EXPECT_EQ(sampler.Sample(logits, prompt, generated, 0, 0).token, 1);
-  Sampler mild({.repetition_penalty = 1.1f}, 4);  // 4 / 1.1 > 3.5; applied twice it would be below
+  Drawer mild({.repetition_penalty = 1.1f}, 4);  // 4 / 1.1 > 3.5; applied twice it would be below
   EXPECT_EQ(mild.Sample(logits, prompt, generated, 0, 0).token, 0);
 }
 
 TEST(SamplerTest, PresenceAndFrequencyCountTheAnswerNotThePrompt) {
   const std::vector<float> logits = {4, 3, 2};
-  Sampler frequency({.frequency_penalty = 0.6f}, 3);
+  Drawer frequency({.frequency_penalty = 0.6f}, 3);
   const std::vector<int32_t> zero = {0}, twice = {0, 0};
   EXPECT_EQ(frequency.Sample(logits, twice, {}, 0, 0).token, 0);
   EXPECT_EQ(frequency.Sample(logits, {}, zero, 0, 0).token, 0);
   EXPECT_EQ(frequency.Sample(logits, {}, twice, 0, 0).token, 1);
-  Sampler presence({.presence_penalty = 0.6f}, 3);
+  Drawer presence({.presence_penalty = 0.6f}, 3);
   EXPECT_EQ(presence.Sample(logits, {}, twice, 0, 0).token, 0);
 }
 
@@ -188,7 +210,7 @@ TEST(SamplerTest, AMaskedTokenIsNeverDrawn) {
   std::vector<float> logits(64, -kInf);
   logits[10] = 1;
   logits[20] = 0;
-  Sampler sampler({.temperature = 5}, 64);
+  Drawer sampler({.temperature = 5}, 64);
   std::set<int32_t> drawn;
   for (int i = 0; i < 200; ++i) drawn.insert(sampler.Sample(logits, {}, {}, 0, i).token);
   EXPECT_THAT(drawn, testing::ElementsAre(10, 20));

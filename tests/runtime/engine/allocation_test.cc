@@ -1,0 +1,204 @@
+// A build in which the engine's thread may not take memory in a step: malloc is replaced by one
+// that aborts there, operator new and every library with it, and says who asked.
+#include <execinfo.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <random>
+
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "runtime/base/no_allocation.h"
+#include "tests/runtime/engine/engine_fixture.h"
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SENSORIUM_OWN_MALLOC 0  // the sanitizers bring theirs
+#else
+#define SENSORIUM_OWN_MALLOC 1
+#endif
+
+#if SENSORIUM_OWN_MALLOC
+extern "C" {
+void* __libc_malloc(size_t size);
+void* __libc_calloc(size_t count, size_t size);
+void* __libc_realloc(void* p, size_t size);
+void* __libc_memalign(size_t alignment, size_t size);
+
+static void Forbid(size_t size) {
+  if (!sensorium::NoAllocationScope::Active()) return;
+  char text[] = "a step asked for memory\n";
+  if (write(STDERR_FILENO, text, sizeof text - 1) < 0) std::abort();
+  (void)size;
+  void* frames[48];
+  const int depth = backtrace(frames, 48);
+  backtrace_symbols_fd(frames, depth, STDERR_FILENO);
+  std::abort();
+}
+
+void* malloc(size_t size) {
+  Forbid(size);
+  return __libc_malloc(size);
+}
+void* calloc(size_t count, size_t size) {
+  Forbid(count * size);
+  return __libc_calloc(count, size);
+}
+void* realloc(void* p, size_t size) {
+  Forbid(size);
+  return __libc_realloc(p, size);
+}
+void* memalign(size_t alignment, size_t size) {
+  Forbid(size);
+  return __libc_memalign(alignment, size);
+}
+void* aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
+int posix_memalign(void** p, size_t alignment, size_t size) {
+  *p = memalign(alignment, size);
+  return *p ? 0 : ENOMEM;
+}
+}
+#endif
+
+namespace sensorium {
+namespace {
+
+class AllocationTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+#if !SENSORIUM_OWN_MALLOC
+    GTEST_SKIP() << "the sanitizer has a malloc of its own";
+#endif
+    void* warm[1];
+    backtrace(warm, 1);  // loads libgcc, with malloc
+  }
+};
+
+TEST_F(AllocationTest, AStepThatAsksForMemoryIsCaught) {
+  // One that the compiler cannot leave out.
+  static std::atomic<char*> taken;
+  EXPECT_DEATH(
+      {
+        const NoAllocationScope scope;
+        taken = new char[100];
+      },
+      "a step asked for memory");
+}
+
+// Reads them all at once: who is not read from is parked, and keeps what it has.
+void ReadAll(std::vector<std::shared_ptr<GenerateQueue>>& answers,
+             std::vector<std::shared_ptr<TranscribeQueue>>& transcripts) {
+  std::vector<std::thread> readers;
+  for (auto& queue : answers) {
+    readers.emplace_back([&queue] {
+      const auto answer = Collect(*queue);
+      EXPECT_TRUE(answer.ok()) << answer.status();
+    });
+  }
+  for (auto& queue : transcripts) {
+    readers.emplace_back([&queue] { EXPECT_TRUE(Collect(*queue).ok()); });
+  }
+  for (std::thread& reader : readers) reader.join();
+}
+
+// Every path that a step has: pictures, speech, spoken questions, several answers, samples and
+// beams, stop strings, many alternatives, prompts in chunks and from the cache, slow readers,
+// cancelling.
+TEST_F(AllocationTest, NoStepOfAMixedLoadTakesMemory) {
+  EngineConfig config = SmallConfig();
+  config.chaos_seed = std::random_device()() | 1;
+  SCOPED_TRACE(testing::Message() << "seed " << config.chaos_seed);
+  std::mt19937_64 random(config.chaos_seed);
+  config.encoder_cache_bytes = 8 << 20;
+  config.image_slots = 3;
+  config.max_batch_seqs = 24;
+  config.event_queue_limit = 4;  // readers are slow: sequences park
+  auto engine = MakeEngine(config);
+  std::vector<std::shared_ptr<GenerateQueue>> answers;
+  std::vector<std::shared_ptr<TranscribeQueue>> transcripts;
+  for (int i = 0; i < 30; ++i) {
+    const char* pictures[] = {"", "shapes.png", "wide.png", "portrait.png"};
+    GenerateRequest g = Ask(i % 3 ? "Point to the blue square." : "Describe this image.",
+                            pictures[random() % 4], 1 + static_cast<int>(random() % 150));
+    g.n = 1 + static_cast<int32_t>(random() % 4);
+    g.logprobs = static_cast<int32_t>(random() % 21);
+    if (random() % 2) g.stop = {" circle", "zzzzzzzzzzzzzzzz", ". "};
+    if (random() % 2) {
+      g.sampling = {.temperature = 1.5f,
+                    .top_k = 40,
+                    .top_p = 0.9f,
+                    .min_p = 0.01f,
+                    .repetition_penalty = 1.1f,
+                    .presence_penalty = 0.1f,
+                    .frequency_penalty = 0.1f,
+                    .seed = random(),
+                    .logit_bias = {{5, 1.0f}}};
+    }
+    if (i % 10 == 7) {
+      g.messages[0].parts.push_back({.kind = Part::Kind::kAudio,
+                                     .text = "",
+                                     .data = ReadFile(kModels + "/whisper-mini/question.wav"),
+                                     .language = ""});
+    }
+    answers.push_back(engine->Generate(std::move(g)));
+    if (i % 5 != 0) continue;
+    TranscribeRequest t = Hear(random() % 2 ? "question.wav" : "morning.wav");
+    t.options.clip_end_ms = 12'000;
+    switch (random() % 3) {
+      case 0:
+        t.options.beam_size = 1 + static_cast<int32_t>(random() % 4);
+        break;
+      case 1:
+        t.options.temperatures = {0.8f};
+        t.options.best_of = 3;
+        break;
+      default:
+        break;
+    }
+    if (random() % 2) t.options.timestamps = Timestamps::kNone;
+    if (random() % 2) t.options.language = "en";
+    transcripts.push_back(engine->Transcribe(std::move(t)));
+  }
+  answers[3]->Cancel();
+  transcripts[1]->Cancel();
+  answers.erase(answers.begin() + 3);
+  transcripts.erase(transcripts.begin() + 1);
+  ReadAll(answers, transcripts);
+  ExpectIdle(*engine);
+  EXPECT_GT(engine->Stats().steps, 50);
+}
+
+TEST_F(AllocationTest, NoStepThatPreemptsTakesMemory) {
+  EngineConfig config = SmallConfig();
+  config.optimistic_admission = true;
+  config.kv_cache_bytes = size_t{50} * (72 << 10);  // blocks: not enough for all that come
+  config.chaos_seed = std::random_device()() | 1;
+  SCOPED_TRACE(testing::Message() << "seed " << config.chaos_seed);
+  auto engine = MakeEngine(config);
+  for (int round = 0; round < 20 && engine->Stats().preemptions < 5; ++round) {
+    std::vector<std::shared_ptr<GenerateQueue>> answers;
+    std::vector<std::shared_ptr<TranscribeQueue>> transcripts;
+    for (int i = 0; i < 12; ++i) {
+      GenerateRequest g = Ask(i % 2 ? "How many red circles are there?" : "Describe this image.",
+                              i % 3 ? "shapes.png" : "wide.png", 90);
+      if (i % 4 == 1) {
+        g.n = 2;
+        g.sampling.temperature = 0.9f;
+      }
+      answers.push_back(engine->Generate(std::move(g)));
+    }
+    for (const char* file : {"question.wav", "morning.wav"}) {
+      TranscribeRequest t = Hear(file);
+      t.options.beam_size = 3;
+      transcripts.push_back(engine->Transcribe(std::move(t)));
+    }
+    ReadAll(answers, transcripts);
+  }
+  EXPECT_GT(engine->Stats().preemptions, 0);
+  ExpectIdle(*engine);
+}
+
+}  // namespace
+}  // namespace sensorium
