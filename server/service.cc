@@ -238,10 +238,11 @@ grpc::ServerUnaryReactor* InferenceService::Tokenize(grpc::CallbackServerContext
     reactor->Finish(ToGrpc(call.status()));
     return reactor;
   }
-  blocking_.Post([this, reactor, request, response, call = *call] {
+  blocking_.Post([this, context, reactor, request, response, call = *call] {
     TokenizeRequest tokenize = FromProto(TakeOver(request));
     tokenize.tenant = call.tenant;
     tokenize.deadline = call.deadline;
+    tokenize.cancelled = [context] { return context->IsCancelled(); };
     const auto result = engine_.Tokenize(tokenize);
     if (result.ok()) *response = ToProto(*result);
     reactor->Finish(ToGrpc(result.status()));

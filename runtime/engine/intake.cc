@@ -378,7 +378,7 @@ absl::StatusOr<TokenizeResult> Intake::TokenizeNow(const TokenizeRequest& reques
   ASSIGN_OR_RETURN(const MediaReservation undecoded,
                    media_budget_.Take(request.image.size() + request.audio.size()));
   if (config_.before_preparation) config_.before_preparation();
-  const StopReason stop(nullptr, request.deadline, ending_, config_.decode_seconds);
+  const StopReason stop(request.cancelled, request.deadline, ending_, config_.decode_seconds);
   RETURN_IF_ERROR(stop.Check());
   TokenizeResult result;
   std::optional<MolmoImageLayout> layout;

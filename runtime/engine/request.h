@@ -4,6 +4,7 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <variant>
@@ -185,6 +186,7 @@ struct TokenizeRequest {
   bool chat = false;  // wrap `text` (and image) as one user turn
   std::string tenant;
   std::optional<Deadline> deadline;
+  std::function<bool()> cancelled;  // nobody waits for it any more; may be empty
 };
 struct TokenizeResult {
   std::vector<int32_t> token_ids;

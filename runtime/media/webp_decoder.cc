@@ -1,4 +1,6 @@
 // WebP through libwebp: lossy and lossless stills.
+#include <algorithm>
+#include <memory>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -29,6 +31,23 @@ absl::Status Damaged(VP8StatusCode code) {
   return absl::InvalidArgumentError(absl::StrCat("the WebP image is damaged: ", why));
 }
 
+// As WebPDecode, with a look at `stop` after each few KiB, which are some rows of the picture.
+absl::StatusOr<ImageInfo> DecodeInPieces(std::span<const uint8_t> bytes, WebPDecoderConfig& config,
+                                         const Stop& stop, const ImageInfo& info) {
+  const size_t piece = std::max<size_t>(1024, bytes.size() / 256);
+  const std::unique_ptr<WebPIDecoder, void (*)(WebPIDecoder*)> decoder(
+      WebPIDecode(nullptr, 0, &config), WebPIDelete);
+  if (!decoder) return Damaged(VP8_STATUS_OUT_OF_MEMORY);
+  for (size_t have = 0; have < bytes.size();) {
+    if (Stopped(stop)) return StoppedError();
+    have = std::min(have + piece, bytes.size());
+    const VP8StatusCode code = WebPIUpdate(decoder.get(), bytes.data(), have);
+    if (code == VP8_STATUS_OK) return info;
+    if (code != VP8_STATUS_SUSPENDED) return Damaged(code);
+  }
+  return Damaged(VP8_STATUS_NOT_ENOUGH_DATA);
+}
+
 }  // namespace
 
 absl::StatusOr<ImageInfo> ReadWebp(std::span<const uint8_t> bytes, const ImageLimits& limits,
@@ -46,7 +65,6 @@ absl::StatusOr<ImageInfo> ReadWebp(std::span<const uint8_t> bytes, const ImageLi
   }
   const ImageInfo info = {config.input.width, config.input.height, "WebP"};
   if (image == nullptr) return info;
-  if (Stopped(stop)) return StoppedError();  // then in one go
   image->width = info.width;
   image->height = info.height;
   image->pixels.resize(size_t{3} * info.width * info.height);
@@ -55,10 +73,7 @@ absl::StatusOr<ImageInfo> ReadWebp(std::span<const uint8_t> bytes, const ImageLi
   config.output.u.RGBA.rgba = image->pixels.data();
   config.output.u.RGBA.stride = 3 * info.width;
   config.output.u.RGBA.size = image->pixels.size();
-  code = WebPDecode(bytes.data(), bytes.size(), &config);
-  WebPFreeDecBuffer(&config.output);
-  if (code != VP8_STATUS_OK) return Damaged(code);
-  return info;
+  return DecodeInPieces(bytes, config, stop, info);
 }
 
 }  // namespace sensorium

@@ -238,6 +238,9 @@ TEST(IntakeTest, TokenizeObeysTheLimitsOfOtherRequests) {
   request.audio = "x";
   request.deadline = steady_clock::now();
   EXPECT_EQ(engine->Tokenize(request).status().code(), absl::StatusCode::kDeadlineExceeded);
+  request.deadline.reset();
+  request.cancelled = [] { return true; };
+  EXPECT_EQ(engine->Tokenize(request).status().code(), absl::StatusCode::kCancelled);
   request = {};
   request.text = std::string((1 << 20) + 1, 'x');
   EXPECT_EQ(FieldOf(engine->Tokenize(request).status()), "text");

@@ -1,10 +1,13 @@
 // Whoever stops wanting a picture or a recording stops its decoding within a row or a block.
+#include <random>
+
 #include "gtest/gtest.h"
 #include "runtime/media/audio.h"
 #include "runtime/media/image.h"
 #include "runtime/media/log_mel.h"
 #include "runtime/media/resize.h"
 #include "tests/runtime/media/media_files.h"
+#include "webp/encode.h"
 
 namespace sensorium {
 namespace {
@@ -39,6 +42,31 @@ TEST(StopTest, APicturesDecodingEndsAtTheNextRow) {
     const auto image = DecodeImage(ReadImage(name), {}, fifth.stop());
     EXPECT_EQ(image.status().code(), absl::StatusCode::kCancelled) << image.status();
     EXPECT_EQ(fifth.asked, 5);
+  }
+}
+
+TEST(StopTest, AWebpsDecodingEndsWithinSomeRows) {
+  constexpr int kSide = 256;
+  std::mt19937 random(1);
+  std::vector<uint8_t> noise(3 * kSide * kSide);
+  for (uint8_t& byte : noise) byte = static_cast<uint8_t>(random());
+  for (const bool lossless : {true, false}) {
+    SCOPED_TRACE(lossless);
+    uint8_t* file = nullptr;
+    const size_t size =
+        lossless ? WebPEncodeLosslessRGB(noise.data(), kSide, kSide, 3 * kSide, &file)
+                 : WebPEncodeRGB(noise.data(), kSide, kSide, 3 * kSide, /*quality=*/90, &file);
+    ASSERT_GT(size, size_t{10000});
+    const std::vector<uint8_t> bytes(file, file + size);
+    WebPFree(file);
+    StopAt fifth{5};
+    EXPECT_EQ(DecodeImage(bytes, {}, fifth.stop()).status().code(), absl::StatusCode::kCancelled);
+    EXPECT_EQ(fifth.asked, 5);
+    const auto whole = DecodeImage(bytes, {}, {});
+    ASSERT_TRUE(whole.ok()) << whole.status();
+    if (lossless) EXPECT_EQ(whole->pixels, noise);
+    EXPECT_EQ(DecodeImage(std::span(bytes).first(size - 500), {}, {}).status().code(),
+              absl::StatusCode::kInvalidArgument);
   }
 }
 
