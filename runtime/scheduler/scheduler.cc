@@ -47,6 +47,10 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
   blocked_.resize(options.tenants.size());
   tenant_running_.resize(options.tenants.size());
   tenant_blocks_.resize(options.tenants.size());
+  tenant_known_.resize(options.tenants.size());
+  for (int32_t t = 0; t < line_.num_tenants(); ++t) {
+    if (options.tenants[t].known) Know(t);
+  }
   feature_slots_used_.resize(models_.size());
   features_waiting_.resize(models_.size());
   for (int32_t s = options.encoder_slots - 1; s >= 0; --s) free_encoder_slots_.push_back(s);
@@ -184,6 +188,17 @@ JobCost Scheduler::cost(JobId id) const {
   return cost;
 }
 
+void Scheduler::Know(int32_t tenant) {
+  known_tenants_ += !tenant_known_[tenant];
+  tenant_known_[tenant] = true;
+}
+
+int32_t Scheduler::MostWaiting(int32_t tenant) const {
+  const int32_t own = line_.options(tenant).max_waiting;
+  if (own > 0) return own;
+  return known_tenants_ > 1 ? (options_.max_waiting + 1) / 2 : options_.max_waiting;
+}
+
 absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
   CHECK(spec.rows >= 1 && spec.max_context >= 0 && spec.fixed_blocks >= 0);
   CHECK(spec.tenant >= 0 && spec.tenant < line_.num_tenants());
@@ -192,28 +207,29 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
     if (listener_) listener_->OnRefuse(spec, now_us);
     return status;
   };
+  Know(spec.tenant);
   const TenantOptions& tenant = line_.options(spec.tenant);
   const int32_t worst = BlocksAt(spec, spec.rows, spec.max_context);
   const int32_t most_blocks = std::min(blocks_.total(), tenant.max_blocks);
   const int32_t most_rows = std::min(options_.max_batch_seqs, options_.max_batch_tokens);
   if (worst > most_blocks || spec.rows > most_rows) {
-    return refuse(NeverFits(
-        absl::StrCat("the request needs ", worst, " KV blocks and ", spec.rows,
-                     " rows at worst; it may have ", most_blocks, " and ", most_rows)));
+    return refuse(
+        NeverFits(absl::StrCat("the request needs ", worst, " KV blocks and ", spec.rows,
+                               " rows at worst; it may have ", most_blocks, " and ", most_rows)));
   }
   if (spec.feature_slots > models_[spec.model].feature_slots) {
-    return refuse(NeverFits(
-        absl::StrCat("the request needs ", spec.feature_slots, " image slots; the model has ",
-                     models_[spec.model].feature_slots)));
+    return refuse(
+        NeverFits(absl::StrCat("the request needs ", spec.feature_slots,
+                               " image slots; the model has ", models_[spec.model].feature_slots)));
   }
   if (line_.size() >= options_.max_waiting || free_slots_.empty()) {
     return refuse(absl::ResourceExhaustedError(
         absl::StrCat(line_.size(), " requests wait; the limit is ", options_.max_waiting)));
   }
-  if (line_.size_of(spec.tenant) >= tenant.max_waiting) {
+  if (line_.size_of(spec.tenant) >= MostWaiting(spec.tenant)) {
     return refuse(absl::ResourceExhaustedError(
         absl::StrCat(line_.size_of(spec.tenant), " requests of this tenant wait; its limit is ",
-                     tenant.max_waiting)));
+                     MostWaiting(spec.tenant))));
   }
   if (spec.deadline_us != kNever) {
     const Prediction p = Predict(spec);
@@ -424,8 +440,8 @@ bool Scheduler::Grow(int32_t running_idx, int64_t rows, int64_t context,
       return true;
     }
     // The one that is furthest behind of all (of its tenant, if it is the tenant's limit that is in
-    // the way); only if that is not this one. Parked ones give way first: nothing says how long they
-    // will wait for their reader or for another's encode.
+    // the way); only if that is not this one. Parked ones give way first: nothing says how long
+    // they will wait for their reader or for another's encode.
     const auto gives_way = [&](const Running& a, const Running& b) {
       const bool parked = a.kind == WorkKind::kNone;
       if (parked != (b.kind == WorkKind::kNone)) return parked;

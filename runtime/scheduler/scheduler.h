@@ -8,9 +8,9 @@
 // Admission. A job is admitted with its worst-case KV blocks, rows and feature slots set aside, so
 // that nothing it does later can fail for want of memory (`optimistic`: with what it is expected to
 // need; when blocks run out, a parked job, else the youngest of the lowest priority is preempted:
-// it gives everything back, waits in its old place and is computed again). Who is next: waiting_line.h. The
-// next one waits until it fits and nobody overtakes it, but a preempted job that still holds the
-// image features it waits for.
+// it gives everything back, waits in its old place and is computed again). Who is next:
+// waiting_line.h. The next one waits until it fits and nobody overtakes it, but a preempted job
+// that still holds the image features it waits for.
 //
 // A step has `target_step_us` of predicted device time. Decodes go first, always all of them. What
 // is left is filled with encode units and prefill chunks, the tenant with the lowest counter first,
@@ -46,7 +46,7 @@ struct SchedulerOptions {
   std::vector<TenantOptions> tenants = {{}};
   int32_t max_batch_tokens = 512;  // of one model's forward pass
   int32_t max_batch_seqs = 64;     // rows of all jobs together
-  int32_t max_waiting = 256;       // jobs in line
+  int32_t max_waiting = 256;       // jobs in line, of all tenants together
   int32_t encoder_slots = 1;       // encoders that may be stopped half way at once, at least 1
   int64_t target_step_us = 0;
   int64_t starvation_us = 30'000'000;
@@ -111,6 +111,10 @@ class Scheduler {
   const Prices& prices(int32_t model) const { return models_[model].prices; }
   JobCost cost(JobId id) const;  // REQUIRES: it was not removed
 
+  // The most jobs of a tenant that may be in line: its own limit. Without one, half of the line,
+  // so that no tenant shuts the others out; the whole line while no other tenant is known, that is
+  // configured or ever seen.
+  int32_t MostWaiting(int32_t tenant) const;
   int32_t waiting() const { return line_.size(); }
   int32_t waiting(int32_t tenant) const { return line_.size_of(tenant); }
   int32_t running() const { return static_cast<int32_t>(running_.size()); }
@@ -155,6 +159,7 @@ class Scheduler {
     int32_t priority = 0, slot = 0;
   };
 
+  void Know(int32_t tenant);
   const Job& Of(JobId id) const;
   Job& Of(JobId id) { return const_cast<Job&>(std::as_const(*this).Of(id)); }
   int32_t BlocksAt(const JobSpec& spec, int64_t rows, int64_t context) const;
@@ -190,6 +195,8 @@ class Scheduler {
   WaitingLine line_;
   std::vector<char> blocked_;  // by tenant, scratch of Admit
   std::vector<int32_t> tenant_running_, tenant_blocks_;
+  std::vector<char> tenant_known_;
+  int32_t known_tenants_ = 0;
   std::vector<int32_t> feature_slots_used_;  // by model
   std::vector<int32_t> features_waiting_;    // by model: of these, by preempted jobs
   std::vector<int32_t> free_encoder_slots_;

@@ -20,7 +20,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 constexpr std::array<std::string_view, 4> kKinds = {"none", "encode", "prefill", "decode"};
 
 // Ranges of what is read: beyond anything a device does, and small enough that sums of them stay
@@ -105,6 +105,7 @@ std::string HeaderLine(const TraceHeader& header) {
   for (const TenantOptions& t : o.tenants) {
     nlohmann::ordered_json tenant;
     ForEachTenantField(t, into(tenant));
+    tenant["known"] = t.known;
     tenants.push_back(std::move(tenant));
   }
   ForEachOption(o, into(options));
@@ -444,7 +445,9 @@ void ReadOptions(const Json& json, SchedulerOptions& o, std::string* wrong) {
   o.tenants.clear();
   for (const Json& in : fields.List("tenants")) {
     Fields of(in, wrong);
-    ForEachTenantField(o.tenants.emplace_back(), of.ForEach());
+    TenantOptions& tenant = o.tenants.emplace_back();
+    ForEachTenantField(tenant, of.ForEach());
+    of.Bool("known", tenant.known);
   }
   if (o.models.empty()) fields.Fail("'models' is empty");
   if (o.tenants.empty()) fields.Fail("'tenants' is empty");

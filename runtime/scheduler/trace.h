@@ -1,7 +1,7 @@
 // A scheduler's life as lines of JSON: a header with its options, then every call that changed it,
 // in order, and every plan. replay.h runs the same scheduler over it again.
 //
-//   {"e":"trace","version":1,"num_blocks":4096,"options":{...}}
+//   {"e":"trace","version":2,"num_blocks":4096,"options":{...}}
 //   {"e":"add","job":16777216,"t":1200,"spec":{"model":0,"tenant":0,...}}   t: us, its clock
 //   {"e":"admit","job":16777216,"t":1200}
 //   {"e":"work","job":16777216,"kind":"prefill","amount":300,"context":0,"tables":1}

@@ -18,8 +18,9 @@
 namespace sensorium {
 
 struct TenantOptions {
-  int32_t weight = 1000;                                      // of the share, in thousandths; > 0
-  int32_t max_waiting = std::numeric_limits<int32_t>::max();  // requests in line
+  int32_t weight = 1000;    // of the share, in thousandths; > 0
+  int32_t max_waiting = 0;  // requests in line; 0: Scheduler's default
+  bool known = false;       // even before its first request comes, see Scheduler::MostWaiting
   int32_t max_running = std::numeric_limits<int32_t>::max();  // requests admitted
   int32_t max_blocks = std::numeric_limits<int32_t>::max();   // KV blocks set aside
 };

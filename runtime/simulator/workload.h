@@ -72,9 +72,8 @@ struct TenantMix {
   std::string name = "default";
   double share = 1;       // of the requests
   int32_t weight = 1000;  // of the device, in thousandths
-  // Requests in line, and admitted. Where the common line is full of one tenant's requests the
-  // others are refused, whatever their weight: give each a part of it.
-  int32_t max_waiting = std::numeric_limits<int32_t>::max();
+  // Requests in line, and admitted. 0: half of the line, all of it where nobody else comes.
+  int32_t max_waiting = 0;
   int32_t max_running = std::numeric_limits<int32_t>::max();
 };
 

@@ -16,6 +16,7 @@ FakeEngine::FakeEngine(const SchedulerOptions& options, int32_t num_blocks, uint
   live_.reserve(slots);
   tokens_.resize(options.models.size());
   tenant_ns_.resize(options.tenants.size());
+  came_.resize(options.tenants.size());
 }
 
 FakeEngine::Job& FakeEngine::Get(JobId id) {
@@ -35,6 +36,14 @@ const FakeEngine::Job* FakeEngine::Find(JobId id) const {
 
 // ---- Requests come and go -----------------------------------------------------------------------
 
+int32_t FakeEngine::MostWaiting(int32_t tenant) {
+  came_[tenant] = true;
+  int32_t known = 0;
+  for (size_t t = 0; t < came_.size(); ++t) known += came_[t] || options_.tenants[t].known;
+  const int32_t own = options_.tenants[tenant].max_waiting, line = options_.max_waiting;
+  return own > 0 ? own : known == 1 ? line : line / 2 + line % 2;
+}
+
 absl::StatusOr<JobId> FakeEngine::Submit(const FakeRequest& request) {
   const JobSpec& spec = request.spec;
   const TenantOptions& tenant = options_.tenants[spec.tenant];
@@ -42,11 +51,12 @@ absl::StatusOr<JobId> FakeEngine::Submit(const FakeRequest& request) {
   const int64_t worst =
       spec.fixed_blocks +
       int64_t{spec.rows} * BlockTable::BlocksFor(spec.max_context, model.block_size);
+  const int32_t most_waiting = MostWaiting(spec.tenant);
   const bool room = worst <= std::min(blocks_.total(), tenant.max_blocks) &&
                     spec.rows <= std::min(options_.max_batch_seqs, options_.max_batch_tokens) &&
                     spec.feature_slots <= model.feature_slots &&
                     scheduler_.waiting() < options_.max_waiting &&
-                    scheduler_.waiting(spec.tenant) < tenant.max_waiting;
+                    scheduler_.waiting(spec.tenant) < most_waiting;
   const absl::StatusOr<JobId> id = scheduler_.Add(spec, now_us_);
   if (!id.ok()) {
     CHECK_EQ(room, absl::IsDeadlineExceeded(id.status())) << id.status();

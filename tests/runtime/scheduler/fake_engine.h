@@ -95,6 +95,7 @@ class FakeEngine {
 
  private:
   Job& Get(JobId id);
+  int32_t MostWaiting(int32_t tenant);  // now that one of its requests comes
   void End(Job& job);
   void StartRound(Job& job);
   void Tell(Job& job);
@@ -115,6 +116,7 @@ class FakeEngine {
   std::vector<int32_t> tokens_;  // by model, scratch of CheckPlan
   StepPlan plan_;
   std::vector<JobId> preempted_;
+  std::vector<char> came_;  // by tenant
   bool rows_end_ = false;
   int64_t now_us_ = 1'000'000;
   int64_t finished_ = 0;

@@ -531,6 +531,40 @@ TEST(SchedulerTest, RefusesWhenATenantsLineIsFullWithBothNumbers) {
   house.Add({.tenant = 1});
 }
 
+TEST(SchedulerTest, ATenantAloneMayHaveTheWholeLine) {
+  House house({.tenants = {{}, {}, {}}, .max_waiting = 6});
+  for (int i = 0; i < 6; ++i) house.Add({.tenant = 1});
+  EXPECT_THAT(house.Refusal({.tenant = 1}), HasSubstr("6 requests wait; the limit is 6"));
+}
+
+TEST(SchedulerTest, NoTenantHasMoreThanHalfTheLineOnceAnotherIsKnown) {
+  House house({.tenants = {{}, {}, {}}, .max_batch_seqs = 1, .max_waiting = 6});
+  std::vector<JobId> flood;
+  for (int i = 0; i < 6; ++i) flood.push_back(house.Add({}));
+  // Who comes when the line is full is refused like everybody; but it is known from now on.
+  EXPECT_THAT(house.Refusal({.tenant = 1}), HasSubstr("6 requests wait; the limit is 6"));
+  for (int left = 5; left >= 3; --left) {
+    house.scheduler.Remove(flood[left]);
+    EXPECT_THAT(house.Refusal({}), HasSubstr(" requests of this tenant wait; its limit is 3"));
+    house.Add({.tenant = 1});
+  }
+  EXPECT_EQ(house.scheduler.waiting(0), 3);
+  EXPECT_EQ(house.scheduler.waiting(1), 3);
+}
+
+TEST(SchedulerTest, ATenantThatIsConfiguredIsKnownBeforeItComes) {
+  House house({.tenants = {{}, {.known = true}}, .max_waiting = 5});
+  for (int i = 0; i < 3; ++i) house.Add({});
+  EXPECT_THAT(house.Refusal({}), HasSubstr("3 requests of this tenant wait; its limit is 3"));
+  for (int i = 0; i < 2; ++i) house.Add({.tenant = 1});
+}
+
+TEST(SchedulerTest, ATenantsOwnLimitGoesBeforeTheHalf) {
+  House house({.tenants = {{.max_waiting = 5}, {.known = true}}, .max_waiting = 6});
+  for (int i = 0; i < 5; ++i) house.Add({});
+  EXPECT_THAT(house.Refusal({}), HasSubstr("5 requests of this tenant wait; its limit is 5"));
+}
+
 TEST(SchedulerTest, RefusesADeadlineThatCannotBeMetWithThePredictedTime) {
   House house(Priced(10'000));
   house.Add({.encode_units = 10});                                   // 40 ms ahead of it

@@ -15,6 +15,7 @@ TEST(TraceTest, EveryCallReadsBackAsItWasWritten) {
   TemporaryFile file;
   TraceHeader header = RandomHeader(3);
   header.options.tenants[1].max_blocks = 17;
+  header.options.tenants[1].known = true;
   header.options.chaos_seed = ~uint64_t{0};
   const JobSpec spec = {.model = 1,
                         .tenant = 2,
@@ -64,6 +65,8 @@ TEST(TraceTest, EveryCallReadsBackAsItWasWritten) {
   EXPECT_EQ(r.header().options.models[1].prices, header.options.models[1].prices);
   ASSERT_EQ(r.header().options.tenants.size(), 3u);
   EXPECT_EQ(r.header().options.tenants[1].max_blocks, 17);
+  EXPECT_TRUE(r.header().options.tenants[1].known);
+  EXPECT_FALSE(r.header().options.tenants[2].known);
   EXPECT_EQ(r.header().options.tenants[2].max_running, std::numeric_limits<int32_t>::max());
 
   using Kind = TraceEvent::Kind;
@@ -165,8 +168,8 @@ TEST(TraceTest, GarbageGivesAnErrorThatNamesFileAndLine) {
   EXPECT_THAT(ErrorOf(file), HasSubstr(":1: the file is empty"));
   file.Write("{\"e\":\"add\"}\n");
   EXPECT_THAT(ErrorOf(file), HasSubstr(":1: a trace begins with"));
-  file.Write("{\"e\":\"trace\",\"version\":2}\n");
-  EXPECT_THAT(ErrorOf(file), HasSubstr(":1: the trace has version 2; this program reads 1"));
+  file.Write("{\"e\":\"trace\",\"version\":1}\n");
+  EXPECT_THAT(ErrorOf(file), HasSubstr(":1: the trace has version 1; this program reads 2"));
   EXPECT_THAT(std::string(TraceReader::Open("/nowhere/x").status().message()),
               HasSubstr("/nowhere/x"));
   EXPECT_THAT(std::string(TraceReader::Open("/tmp").status().message()), HasSubstr("is no file"));
