@@ -29,6 +29,8 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
       listener_(listener),
       models_(options.models),
       line_(options.tenants, options.starvation_us, options.max_waiting + options.max_batch_seqs),
+      preemption_order_(static_cast<int32_t>(options.tenants.size()),
+                        options.max_waiting + options.max_batch_seqs),
       random_state_(options.chaos_seed) {
   CHECK_GT(options.max_batch_tokens, 0);
   CHECK_GT(options.max_batch_seqs, 0);
@@ -55,8 +57,9 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
   features_waiting_.resize(models_.size());
   for (int32_t s = options.encoder_slots - 1; s >= 0; --s) free_encoder_slots_.push_back(s);
   admitted_.reserve(options.max_batch_seqs);
-  order_scratch_.reserve(options.max_batch_seqs);
   grows_.reserve(options.max_batch_seqs);
+  needs_.resize(slots);
+  tenant_needs_.resize(options.tenants.size());
   fills_.reserve(options.max_batch_seqs);
   candidates_.reserve(options.max_batch_seqs);
   tokens_left_.resize(models_.size());
@@ -240,6 +243,8 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
                        std::max<int64_t>(0, spec.deadline_us - now_us) / 1000, " ms")));
     }
   }
+  const bool expects_less =
+      options_.optimistic && spec.expected_context > 0 && spec.expected_context < spec.max_context;
   const int32_t slot = free_slots_.back();
   free_slots_.pop_back();
   Job& job = jobs_[slot];
@@ -247,8 +252,7 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
          .spec = spec,
          .order = next_order_++,
          .arrival_us = now_us,
-         .expected = spec.expected_context > 0 ? std::min(spec.expected_context, spec.max_context)
-                                               : spec.max_context,
+         .reserve = expects_less ? BlocksAt(spec, spec.rows, spec.expected_context) : worst,
          .fill_left_ns = FillNs(spec)};
   backlog_ns_ += job.fill_left_ns;
   line_.Enter(spec.tenant);
@@ -263,6 +267,7 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
 
 void Scheduler::Stop(Job& job) {
   Running& r = running_[job.running_idx];
+  if (preemption_order_.Contains(r.slot)) preemption_order_.Erase(r.slot);
   job.cost.decode_ns += r.decode_ns;
   Bill(job, r.reserved);
   blocks_.Unreserve(r.reserved);
@@ -325,7 +330,7 @@ int32_t Scheduler::HolderOfFeaturesFor(const Job& job) const {
   return foremost == nullptr ? -1 : SlotOf(foremost->id);
 }
 
-void Scheduler::Start(int32_t slot, int32_t reserve, int64_t now_us) {
+void Scheduler::Start(int32_t slot, int64_t now_us) {
   Job& job = jobs_[slot];
   line_.Erase(slot);
   job.running_idx = running();
@@ -336,8 +341,14 @@ void Scheduler::Start(int32_t slot, int32_t reserve, int64_t now_us) {
                       .slot = slot,
                       .model = static_cast<int16_t>(job.spec.model),
                       .tenant = static_cast<int16_t>(job.spec.tenant)});
-  SetReserved(running_.back(), reserve);
-  tenant_blocks_[job.spec.tenant] += reserve;
+  SetReserved(running_.back(), job.reserve);
+  if (options_.optimistic && job.reserve > 0) {
+    preemption_order_.Insert(slot, {.tenant = job.spec.tenant,
+                                    .early = job.preemptions < kMostEarly,  // parked so far
+                                    .priority = job.spec.priority,
+                                    .order = job.order});
+  }
+  tenant_blocks_[job.spec.tenant] += job.reserve;
   ++tenant_running_[job.spec.tenant];
   rows_reserved_ += job.spec.rows;
   if (job.has_features) {
@@ -359,15 +370,13 @@ const std::vector<JobId>& Scheduler::Admit(int64_t now_us) {
     if (const int32_t holder = HolderOfFeaturesFor(jobs_[slot]); holder >= 0) slot = holder;
     const Job& job = jobs_[slot];
     const int32_t t = job.spec.tenant;
-    const int64_t context = options_.optimistic ? job.expected : job.spec.max_context;
-    const int32_t reserve = BlocksAt(job.spec, job.spec.rows, context);
     // A tenant at its own limit holds up nobody else; for want of the common memory all wait.
-    if (tenant_blocks_[t] + reserve > line_.options(t).max_blocks) {
+    if (tenant_blocks_[t] + job.reserve > line_.options(t).max_blocks) {
       blocked_[t] = 1;
       continue;
     }
-    if (!CanStart(job) || !blocks_.Reserve(reserve)) break;
-    Start(slot, reserve, now_us);
+    if (!CanStart(job) || !blocks_.Reserve(job.reserve)) break;
+    Start(slot, now_us);
     if (tenant_running_[t] >= line_.options(t).max_running) blocked_[t] = 1;
     admitted_.push_back(job.id);
     if (listener_) listener_->OnAdmit(job.id, now_us);
@@ -388,7 +397,7 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
     free_encoder_slots_.push_back(std::exchange(r.encoder_slot, -1));  // no longer half way
   }
   if (r.kind == WorkKind::kDecode) job.served_us = std::max(job.served_us, plan_us_);
-  r.kind = work.kind;
+  SetKind(r, work.kind);
   r.amount = work.amount;
   r.context = work.context;
   r.tables = work.tables;
@@ -410,64 +419,113 @@ void Scheduler::SetReserved(Running& r, int32_t blocks) {
   r.covered = each * models_[r.model].block_size;
 }
 
-// Whether the decodes in grows_ get another block each, and nobody has to go for it.
-bool Scheduler::AllCanGrow() {
-  int64_t more = 0;
-  for (const int32_t idx : grows_) {
-    const Running& r = running_[idx];
-    const int64_t needed =
-        BlocksAt(jobs_[r.slot].spec, std::max(r.amount, r.tables), r.context + 1) - r.reserved;
-    more += needed;
-    // As if all of it were this tenant's: the slow way finds out.
-    if (tenant_blocks_[r.tenant] + more > line_.options(r.tenant).max_blocks) return false;
+void Scheduler::SetKind(Running& r, WorkKind kind) {
+  if (preemption_order_.Contains(r.slot)) {
+    preemption_order_.SetEarly(r.slot,
+                               kind == WorkKind::kNone && jobs_[r.slot].preemptions < kMostEarly);
   }
-  return more <= blocks_.total() - blocks_.reserved();
+  r.kind = kind;
 }
 
+void Scheduler::Extend(Running& r, int32_t more) {
+  CHECK(blocks_.Reserve(more));
+  Bill(jobs_[r.slot], r.reserved);
+  SetReserved(r, r.reserved + more);
+  tenant_blocks_[r.tenant] += more;
+}
+
+void Scheduler::Preempt(int32_t slot, absl::FunctionRef<void(JobId)> preempt) {
+  Job& job = jobs_[slot];
+  const JobSpec& spec = job.spec;
+  preempt(job.id);
+  const Running& r = running_[job.running_idx];
+  const int32_t worst = BlocksAt(spec, spec.rows, spec.max_context);
+  const int32_t expected = BlocksAt(spec, spec.rows, r.context + models_[r.model].block_size);
+  job.reserve = ++job.preemptions < kMostEarly
+                    ? std::min(worst, std::max({job.reserve, expected, r.reserved + 1}))
+                    : worst;
+  Stop(job);
+  Forgo(slot);
+  features_waiting_[spec.model] += spec.feature_slots;
+  line_.Push(slot, {.tenant = spec.tenant,
+                    .priority = spec.priority,
+                    .deadline_us = spec.deadline_us,
+                    .arrival_us = job.arrival_us,
+                    .order = job.order});
+  ++preemptions_;
+  if (listener_) listener_->OnPreempt(job.id);
+}
+
+// Sets aside what a job comes to with `rows` rows at `context`, whoever of those behind it goes for
+// it (of its tenant, if it is the tenant's limit that is in the way). False: it is the last itself.
 bool Scheduler::Grow(int32_t running_idx, int64_t rows, int64_t context,
                      absl::FunctionRef<void(JobId)> preempt) {
-  const JobId id = running_[running_idx].id;
-  const int32_t needed = BlocksAt(Of(id).spec, rows, context);
+  const int32_t slot = running_[running_idx].slot;
+  const int32_t needed = BlocksAt(jobs_[slot].spec, rows, context);
   while (true) {
-    Running& r = running_[Of(id).running_idx];
+    Running& r = running_[jobs_[slot].running_idx];
     const int32_t more = needed - r.reserved;
     if (more <= 0) return true;
     const bool tenant_full = tenant_blocks_[r.tenant] + more > line_.options(r.tenant).max_blocks;
-    if (!tenant_full && blocks_.Reserve(more)) {
-      Bill(jobs_[r.slot], r.reserved);
-      SetReserved(r, needed);
-      tenant_blocks_[r.tenant] += more;
+    if (!tenant_full && more <= blocks_.total() - blocks_.reserved()) {
+      Extend(r, more);
       return true;
     }
-    // The one that is furthest behind of all (of its tenant, if it is the tenant's limit that is in
-    // the way); only if that is not this one. Parked ones give way first: nothing says how long
-    // they will wait for their reader or for another's encode.
-    const auto gives_way = [&](const Running& a, const Running& b) {
-      const bool parked = a.kind == WorkKind::kNone;
-      if (parked != (b.kind == WorkKind::kNone)) return parked;
-      return IsBehind(jobs_[a.slot], jobs_[b.slot]);
-    };
-    const Running* victim = &r;
-    for (const Running& other : running_) {
-      if (tenant_full && other.tenant != r.tenant) continue;
-      if (gives_way(other, *victim) && other.reserved > 0) victim = &other;
-    }
-    if (victim == &r) return false;
-    Job& job = jobs_[victim->slot];
-    preempt(job.id);
-    job.expected =
-        std::min(job.spec.max_context,
-                 std::max(job.expected, victim->context + models_[victim->model].block_size));
-    Stop(job);
-    features_waiting_[job.spec.model] += job.spec.feature_slots;
-    line_.Push(SlotOf(job.id), {.tenant = job.spec.tenant,
-                                .priority = job.spec.priority,
-                                .deadline_us = job.spec.deadline_us,
-                                .arrival_us = job.arrival_us,
-                                .order = job.order});
-    ++preemptions_;
-    if (listener_) listener_->OnPreempt(job.id);
+    const int32_t last =
+        tenant_full ? preemption_order_.FirstOf(r.tenant) : preemption_order_.First();
+    if (last == slot) return false;
+    Preempt(last, preempt);
   }
+}
+
+void Scheduler::Forgo(int32_t slot) {
+  tenant_needs_[jobs_[slot].spec.tenant] -= needs_[slot];
+  all_needs_ -= std::exchange(needs_[slot], 0);
+}
+
+// The decodes in grows_ get their next blocks together. Who is furthest behind goes, one after the
+// other, until those that are left have room; where the last one's own need is all that is lacking,
+// it stays, and sits this step out. That is as if each had grown in its turn, the foremost first,
+// but costs O(log n) for each that grows or goes. False: not everybody stayed, or has room.
+bool Scheduler::GrowDecodes(absl::FunctionRef<void(JobId)> preempt) {
+  for (const int32_t slot : grows_) {
+    const Running& r = running_[jobs_[slot].running_idx];
+    needs_[slot] =
+        BlocksAt(jobs_[slot].spec, std::max(r.amount, r.tables), r.context + 1) - r.reserved;
+    tenant_needs_[r.tenant] += needs_[slot];
+    all_needs_ += needs_[slot];
+  }
+  bool all = true;
+  const auto give_way = [&](int32_t last, int64_t lacking) {
+    all = false;
+    if (needs_[last] >= lacking) {
+      Forgo(last);
+    } else {
+      Preempt(last, preempt);
+    }
+  };
+  for (int32_t t = 0; t < line_.num_tenants(); ++t) {
+    const int64_t limit = line_.options(t).max_blocks;
+    while (tenant_needs_[t] > 0 && tenant_blocks_[t] + tenant_needs_[t] > limit) {
+      give_way(preemption_order_.FirstOf(t), tenant_blocks_[t] + tenant_needs_[t] - limit);
+    }
+  }
+  while (all_needs_ > blocks_.total() - blocks_.reserved()) {
+    give_way(preemption_order_.First(), all_needs_ - (blocks_.total() - blocks_.reserved()));
+  }
+  for (const int32_t slot : grows_) {
+    if (needs_[slot] == 0) continue;
+    Extend(running_[jobs_[slot].running_idx], needs_[slot]);
+    Forgo(slot);  // it has them
+  }
+  return all;
+}
+
+void Scheduler::PlanDecode(int32_t running_idx) {
+  const Running& r = running_[running_idx];
+  AddDecode(decode_work_[r.model], r);
+  plan_.items.push_back({.job = r.id, .kind = WorkKind::kDecode, .amount = r.amount});
+  plan_idx_.push_back(running_idx);
 }
 
 void Scheduler::PlanDecodes(absl::FunctionRef<void(JobId)> preempt) {
@@ -475,50 +533,24 @@ void Scheduler::PlanDecodes(absl::FunctionRef<void(JobId)> preempt) {
     tokens_left_[m] = options_.max_batch_tokens;
     decode_work_[m] = {};
   }
-  const auto plan = [&](int32_t idx) {
-    const Running& r = running_[idx];
-    AddDecode(decode_work_[r.model], r);
-    plan_.items.push_back({.job = r.id, .kind = WorkKind::kDecode, .amount = r.amount});
-    plan_idx_.push_back(idx);
-  };
   grows_.clear();
   fills_.clear();
   for (int32_t i = 0; i < running(); ++i) {
     const Running& r = running_[i];
     if (r.kind == WorkKind::kDecode) {
-      plan(i);
-      if (options_.optimistic && r.context >= r.covered) grows_.push_back(i);
+      PlanDecode(i);
+      if (options_.optimistic && r.context >= r.covered) grows_.push_back(r.slot);
     } else if (r.kind != WorkKind::kNone) {
       fills_.push_back(r.slot);
     }
   }
-  if (AllCanGrow()) {
-    for (const int32_t idx : grows_) {
-      const Running& r = running_[idx];
-      CHECK(Grow(idx, std::max(r.amount, r.tables), r.context + 1, preempt));
-    }
-  } else {
+  if (!grows_.empty() && !GrowDecodes(preempt)) {
     plan_.items.clear();
     plan_idx_.clear();
     std::fill(decode_work_.begin(), decode_work_.end(), Work{});
-    // First everybody's blocks, the foremost job's first: what is planned after that is there to
-    // stay. Who gets none is the one furthest behind, and sits this step out.
-    order_scratch_.clear();
-    for (const Running& r : running_) {
-      if (r.kind == WorkKind::kDecode) order_scratch_.push_back(r.id);
-    }
-    std::sort(order_scratch_.begin(), order_scratch_.end(),
-              [&](JobId a, JobId b) { return IsBehind(Of(b), Of(a)); });
-    for (JobId& id : order_scratch_) {
-      const int32_t idx = Of(id).running_idx;
-      if (idx < 0 ||  // preempted for one before it
-          !Grow(idx, std::max(running_[idx].amount, running_[idx].tables),
-                running_[idx].context + 1, preempt)) {
-        id = 0;
-      }
-    }
-    for (const JobId id : order_scratch_) {
-      if (id != 0 && Of(id).running_idx >= 0) plan(Of(id).running_idx);
+    for (int32_t i = 0; i < running(); ++i) {
+      const Running& r = running_[i];
+      if (r.kind == WorkKind::kDecode && r.context < r.covered) PlanDecode(i);
     }
   }
   for (size_t m = 0; m < models_.size(); ++m) {
@@ -647,13 +679,30 @@ void Scheduler::SumUp() {
   plan_.predicted_ns += plan_.decode_ns;
 }
 
+// Takes out of the plan whoever was preempted for another's prefill; some of the others have moved.
+void Scheduler::DropPreempted() {
+  size_t kept = 0;
+  for (size_t i = 0; i < plan_.items.size(); ++i) {
+    int32_t idx = plan_idx_[i];
+    if (idx >= running() || running_[idx].id != plan_.items[i].job) {
+      idx = jobs_[SlotOf(plan_.items[i].job)].running_idx;
+    }
+    if (idx < 0) continue;
+    plan_.items[kept] = plan_.items[i];
+    plan_idx_[kept++] = idx;
+  }
+  plan_.items.resize(kept);
+  plan_idx_.resize(kept);
+  SumUp();
+}
+
 const StepPlan& Scheduler::Schedule(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
   plan_.items.clear();
   plan_idx_.clear();
   plan_.decode_ns = 0;
   plan_us_ = now_us;
-  const int64_t preempted = preemptions_;
   PlanDecodes(preempt);
+  const int64_t preempted = preemptions_;
   PlanFill(now_us, preempt);
   if (options_.chaos_seed) {
     for (size_t i = plan_.items.size(); i > 1; --i) {
@@ -662,13 +711,7 @@ const StepPlan& Scheduler::Schedule(int64_t now_us, absl::FunctionRef<void(JobId
       std::swap(plan_idx_[i - 1], plan_idx_[j]);
     }
   }
-  if (preemptions_ != preempted) {
-    // What was planned before it was preempted for somebody falls out; the others have moved.
-    std::erase_if(plan_.items, [&](const PlanItem& item) { return Of(item.job).running_idx < 0; });
-    plan_idx_.clear();
-    for (const PlanItem& item : plan_.items) plan_idx_.push_back(Of(item.job).running_idx);
-    SumUp();
-  }
+  if (preemptions_ != preempted) DropPreempted();
   if (listener_) listener_->OnPlan(plan_, now_us);
   return plan_;
 }
@@ -702,7 +745,7 @@ void Scheduler::Commit(int64_t elapsed_us) {
         job.cost.prefill_ns += cost;
         r.context += item.amount;
       }
-      if (r.amount == 0) r.kind = WorkKind::kNone;  // what comes next, SetWork tells
+      if (r.amount == 0) SetKind(r, WorkKind::kNone);  // what comes next, SetWork tells
       job.served_us = plan_us_;
       const int64_t done = std::min(cost, job.fill_left_ns);
       job.fill_left_ns -= done;
@@ -727,6 +770,7 @@ void Scheduler::CheckInvariants() const {
     const Job& job = jobs_[r.slot];
     CHECK(job.id != 0 && job.id == r.id && job.running_idx == static_cast<int32_t>(i));
     CHECK(!line_.Contains(r.slot));
+    CHECK_EQ(preemption_order_.Contains(r.slot), options_.optimistic && r.reserved > 0);
     CHECK_LE(r.reserved, BlocksAt(job.spec, job.spec.rows, job.spec.max_context));
     blocks += r.reserved;
     rows += job.spec.rows;
@@ -760,6 +804,8 @@ void Scheduler::CheckInvariants() const {
     CHECK_LE(tenant_blocks_[t], line_.options(static_cast<int32_t>(t)).max_blocks);
     CHECK_LE(tenant_running_[t], line_.options(static_cast<int32_t>(t)).max_running);
   }
+  CHECK_EQ(all_needs_, 0);
+  preemption_order_.CheckInvariants();
   line_.CheckInvariants();
 }
 

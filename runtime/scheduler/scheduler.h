@@ -6,11 +6,18 @@
 // often as it says (a recording goes round once per window).
 //
 // Admission. A job is admitted with its worst-case KV blocks, rows and feature slots set aside, so
-// that nothing it does later can fail for want of memory (`optimistic`: with what it is expected to
-// need; when blocks run out, a parked job, else the youngest of the lowest priority is preempted:
-// it gives everything back, waits in its old place and is computed again). Who is next:
-// waiting_line.h. The next one waits until it fits and nobody overtakes it, but a preempted job
-// that still holds the image features it waits for.
+// that nothing it does later can fail for want of memory. Who is next: waiting_line.h. The next one
+// waits until it fits and nobody overtakes it, but a preempted job that still holds the image
+// features it waits for.
+//
+// `optimistic`: a job is admitted with what it is expected to need. When blocks run out, the
+// youngest of the lowest priority is preempted: it gives everything back, waits in its old place
+// and is computed again. A parked job goes before its turn, since nothing says how long its reader
+// will take, but only while it was preempted less than kMostEarly times. Who was preempted so often
+// is admitted with its worst case set aside: it grows at nobody's cost, and goes in its turn alone,
+// for one that is ahead of it. And nobody comes back with less than it gave, of which another took
+// some: between two preemptions of a job another one has ended or was preempted. So no reader is so
+// slow that its sequence is computed again and again.
 //
 // A step has `target_step_us` of predicted device time. Decodes go first, always all of them. What
 // is left is filled with encode units and prefill chunks, the tenant with the lowest counter first,
@@ -30,6 +37,7 @@
 #include "runtime/kv_cache/block_allocator.h"
 #include "runtime/scheduler/cost_model.h"
 #include "runtime/scheduler/job.h"
+#include "runtime/scheduler/preemption_order.h"
 #include "runtime/scheduler/waiting_line.h"
 
 namespace sensorium {
@@ -123,13 +131,16 @@ class Scheduler {
   const SchedulerOptions& options() const { return options_; }
   void CheckInvariants() const;  // O(jobs)
 
+  static constexpr int32_t kMostEarly = 2;
+
  private:
   struct Job {
     JobId id = 0;
     JobSpec spec;
     int64_t order = 0;
     int64_t arrival_us = 0;
-    int64_t expected = 0;       // context set aside at the next admission
+    int32_t reserve = 0;  // blocks to set aside at the next admission
+    int32_t preemptions = 0;
     int64_t fill_left_ns = 0;   // predicted encode and prefill work not yet done
     int32_t running_idx = -1;   // into running_, or -1: waits
     bool has_features = false;  // its feature slots are set aside: from admission until it goes
@@ -166,15 +177,20 @@ class Scheduler {
   int64_t FillNs(const JobSpec& spec) const;
   bool CanStart(const Job& job) const;
   int32_t HolderOfFeaturesFor(const Job& job) const;
-  void Start(int32_t slot, int32_t reserve, int64_t now_us);
+  void Start(int32_t slot, int64_t now_us);
   void Stop(Job& job);  // takes it out of running_ and gives back what it has set aside
   static bool IsBehind(const Job& x, const Job& y);
-  // Sets aside what `r` comes to with `rows` rows at `context`; preempts jobs behind it if need be.
   void SetReserved(Running& r, int32_t blocks);
+  void SetKind(Running& r, WorkKind kind);
   void Bill(Job& job, int32_t blocks);
-  bool AllCanGrow();
+  void Extend(Running& r, int32_t more);
+  void Preempt(int32_t slot, absl::FunctionRef<void(JobId)> preempt);
   bool Grow(int32_t running_idx, int64_t rows, int64_t context,
             absl::FunctionRef<void(JobId)> preempt);
+  void Forgo(int32_t slot);
+  bool GrowDecodes(absl::FunctionRef<void(JobId)> preempt);
+  void DropPreempted();
+  void PlanDecode(int32_t running_idx);
   void PlanDecodes(absl::FunctionRef<void(JobId)> preempt);
   void PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt);
   void SumUp();
@@ -201,8 +217,11 @@ class Scheduler {
   std::vector<int32_t> features_waiting_;    // by model: of these, by preempted jobs
   std::vector<int32_t> free_encoder_slots_;
   std::vector<JobId> admitted_;
-  std::vector<JobId> order_scratch_;
-  std::vector<int32_t> grows_;  // into running_: decodes that need another block
+  PreemptionOrder preemption_order_;   // optimistic: of who is admitted and has blocks
+  std::vector<int32_t> grows_;         // slots of decodes that are at the end of their blocks
+  std::vector<int32_t> needs_;         // by slot: blocks that its next token takes; 0 between plans
+  std::vector<int64_t> tenant_needs_;  // their sums, by tenant
+  int64_t all_needs_ = 0;
   std::vector<int32_t> fills_;  // slots of who encodes or prefills
   std::vector<Candidate> candidates_;
   std::vector<int32_t> tokens_left_;     // by model, of this step

@@ -74,6 +74,7 @@ absl::StatusOr<JobId> FakeEngine::Submit(const FakeRequest& request) {
   job.encoder_slot = -1;
   job.rounds_left = request.rounds;
   job.decoded = 0;
+  job.preemptions = 0;
   while (static_cast<int32_t>(job.tables.size()) < spec.rows) job.tables.emplace_back(blocks_, 1);
   live_.push_back(static_cast<int32_t>(i));
   return id;
@@ -163,11 +164,13 @@ void FakeEngine::OnPreempt(JobId id) {
     const bool same = other.request.spec.tenant == job.request.spec.tenant;
     last_of_tenant = last_of_tenant && !(same && behind);
   }
-  if (!job.parked) {  // who waits for a reader gives way before anybody
+  // Who waits for its reader goes before anybody, but so often and no more.
+  if (!job.parked || job.preemptions >= Scheduler::kMostEarly) {
     CHECK(!foremost && last_of_tenant) << id;
     const int32_t limit = options_.tenants[job.request.spec.tenant].max_blocks;
     CHECK(last_of_all || limit <= blocks_.total()) << id;
   }
+  ++job.preemptions;
   for (BlockTable& table : job.tables) table.Clear();
   job.fixed.Clear();
   job.admitted = false;

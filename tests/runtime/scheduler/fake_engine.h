@@ -55,7 +55,8 @@ class FakeEngine {
     JobWork work;
     int32_t encoder_slot = -1;
     int32_t rounds_left = 0;
-    int32_t decoded = 0;             // of this round
+    int32_t decoded = 0;  // of this round
+    int32_t preemptions = 0;
     bool planned = false;            // scratch of a step
     std::vector<BlockTable> tables;  // work.amount of those of a decode are alive
     BlockTable fixed;                // of spec.fixed_blocks; its block size is 1
