@@ -40,6 +40,7 @@ class GenerateJob : public Job {
               std::string_view tenant_salt);
   ~GenerateJob() override;
 
+  const std::string& request_id() const override { return p_.request_id; }
   bool Cancelled() const override { return queue_->cancelled(); }
   void Start(BlockAllocator& blocks, BlockCache& cache) override;
   void Preempt() override;

@@ -88,7 +88,8 @@ class Job {
   const std::optional<Deadline>& deadline() const { return deadline_; }
   JobClock& clock() { return clock_; }
 
-  virtual bool Cancelled() const = 0;  // nobody reads on
+  virtual const std::string& request_id() const = 0;  // as the client was told
+  virtual bool Cancelled() const = 0;                 // nobody reads on
 
   // Admitted: its reservation holds from here on, until it ends or is preempted; then again.
   virtual void Start(BlockAllocator& blocks, BlockCache& cache) = 0;

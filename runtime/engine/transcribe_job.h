@@ -39,6 +39,7 @@ class TranscribeJob : public Job {
                 std::shared_ptr<TranscribeQueue> queue, std::string_view tenant_salt,
                 std::function<bool()> also_cancelled = nullptr);
 
+  const std::string& request_id() const override { return p_.request_id; }
   bool Cancelled() const override {
     return queue_->cancelled() || (also_cancelled_ && also_cancelled_());
   }

@@ -202,12 +202,13 @@ int32_t Scheduler::MostWaiting(int32_t tenant) const {
   return known_tenants_ > 1 ? (options_.max_waiting + 1) / 2 : options_.max_waiting;
 }
 
-absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
+absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us,
+                                     std::string_view request) {
   CHECK(spec.rows >= 1 && spec.max_context >= 0 && spec.fixed_blocks >= 0);
   CHECK(spec.tenant >= 0 && spec.tenant < line_.num_tenants());
   CHECK(spec.model >= 0 && spec.model < static_cast<int32_t>(models_.size()));
   const auto refuse = [&](absl::Status status) {
-    if (listener_) listener_->OnRefuse(spec, now_us);
+    if (listener_) listener_->OnRefuse(spec, now_us, request);
     return status;
   };
   Know(spec.tenant);
@@ -261,7 +262,7 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
                     .deadline_us = spec.deadline_us,
                     .arrival_us = now_us,
                     .order = job.order});
-  if (listener_) listener_->OnAdd(job.id, spec, now_us);
+  if (listener_) listener_->OnAdd(job.id, spec, now_us, request);
   return job.id;
 }
 

@@ -30,6 +30,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <string_view>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -72,8 +73,9 @@ struct StepPlan {
 class SchedulerListener {
  public:
   virtual ~SchedulerListener() = default;
-  virtual void OnAdd(JobId id, const JobSpec& spec, int64_t now_us) = 0;
-  virtual void OnRefuse(const JobSpec& spec, int64_t now_us) = 0;
+  // `request`: as Add was told it.
+  virtual void OnAdd(JobId id, const JobSpec& spec, int64_t now_us, std::string_view request) = 0;
+  virtual void OnRefuse(const JobSpec& spec, int64_t now_us, std::string_view request) = 0;
   virtual void OnRemove(JobId id) = 0;
   virtual void OnAdmit(JobId id, int64_t now_us) = 0;
   virtual void OnPreempt(JobId id) = 0;
@@ -98,7 +100,8 @@ class Scheduler {
 
   // Queues a job. RESOURCE_EXHAUSTED with both numbers when it could never run, or the line is
   // full; DEADLINE_EXCEEDED with the predicted time when its first token would come too late.
-  absl::StatusOr<JobId> Add(const JobSpec& spec, int64_t now_us);
+  // `request` is for the listener alone: whose job it is.
+  absl::StatusOr<JobId> Add(const JobSpec& spec, int64_t now_us, std::string_view request = {});
   // Takes a waiting or admitted job out and gives its reservation back. REQUIRES: an admitted job's
   // blocks have been released.
   void Remove(JobId id);
