@@ -68,6 +68,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
   decode_work_.resize(models_.size());
   plan_.items.reserve(options.max_batch_seqs);
   plan_idx_.reserve(options.max_batch_seqs);
+  plan_at_.resize(options.max_batch_seqs);
   charges_.resize(options.tenants.size());
 }
 
@@ -96,7 +97,8 @@ int64_t Scheduler::DecodeNs() const {
     for (const Running& r : running_) {
       if (r.kind == WorkKind::kDecode && r.model == m) AddDecode(work, r);
     }
-    if (work.decode_rows > 0) total += PriceNs(models_[m].prices, work);
+    work.forwards = work.decode_rows > 0;
+    total += PriceNs(models_[m].prices, work);
   }
   return total;
 }
@@ -142,12 +144,12 @@ Work Scheduler::WorkOf(const Running& r, WorkKind kind, int64_t amount) const {
   return {};
 }
 
-// One pass over all the decodes of a model: `work` is their sum.
-void Scheduler::AddDecode(Work& work, const Running& r) {
-  work.forwards = 1;
-  work.decode_rows += r.amount;
-  work.decode_context += r.amount * (r.context + 1);
-  work.cross_positions += r.amount * r.cross_len;
+// Adds a decode to the sum over a model's, or takes it out.
+void Scheduler::AddDecode(Work& work, const Running& r, int64_t times) {
+  const int64_t rows = times * r.amount;
+  work.decode_rows += rows;
+  work.decode_context += rows * (r.context + 1);
+  work.cross_positions += rows * r.cross_len;
 }
 
 // The most of a job's work, up to `most`, that costs no more than `budget_ns`; 0: not even one.
@@ -445,7 +447,12 @@ void Scheduler::Preempt(int32_t slot, absl::FunctionRef<void(JobId)> preempt) {
   job.reserve = ++job.preemptions < kMostEarly
                     ? std::min(worst, std::max({job.reserve, expected, r.reserved + 1}))
                     : worst;
+  const int32_t idx = job.running_idx;
+  Unplan(idx);
   Stop(job);
+  if (idx < running() && (plan_at_[idx] = plan_at_[running()]) >= 0) {
+    plan_idx_[plan_at_[idx]] = idx;  // the last one took its place
+  }
   Forgo(slot);
   features_waiting_[spec.model] += spec.feature_slots;
   line_.Push(slot, {.tenant = spec.tenant,
@@ -484,11 +491,30 @@ void Scheduler::Forgo(int32_t slot) {
   all_needs_ -= std::exchange(needs_[slot], 0);
 }
 
+// Takes what an admitted job has in the plan out again.
+void Scheduler::Unplan(int32_t running_idx) {
+  const int32_t at = std::exchange(plan_at_[running_idx], -1);
+  if (at < 0) return;
+  const Running& r = running_[running_idx];
+  const PlanItem& item = plan_.items[at];
+  if (item.kind != WorkKind::kEncode) forward_tokens_[r.model] -= item.amount;
+  if (item.kind == WorkKind::kDecode) {
+    AddDecode(decode_work_[r.model], r, -1);
+  } else {
+    fill_ns_ -= PriceNs(models_[r.model].prices, WorkOf(r, item.kind, item.amount));
+  }
+  plan_.items[at] = plan_.items.back();
+  plan_idx_[at] = plan_idx_.back();
+  plan_.items.pop_back();
+  plan_idx_.pop_back();
+  if (at < static_cast<int32_t>(plan_idx_.size())) plan_at_[plan_idx_[at]] = at;
+}
+
 // The decodes in grows_ get their next blocks together. Who is furthest behind goes, one after the
 // other, until those that are left have room; where the last one's own need is all that is lacking,
 // it stays, and sits this step out. That is as if each had grown in its turn, the foremost first,
-// but costs O(log n) for each that grows or goes. False: not everybody stayed, or has room.
-bool Scheduler::GrowDecodes(absl::FunctionRef<void(JobId)> preempt) {
+// but costs O(log n) for each that grows or goes, and nothing for the others.
+void Scheduler::GrowDecodes(absl::FunctionRef<void(JobId)> preempt) {
   for (const int32_t slot : grows_) {
     const Running& r = running_[jobs_[slot].running_idx];
     needs_[slot] =
@@ -496,10 +522,9 @@ bool Scheduler::GrowDecodes(absl::FunctionRef<void(JobId)> preempt) {
     tenant_needs_[r.tenant] += needs_[slot];
     all_needs_ += needs_[slot];
   }
-  bool all = true;
   const auto give_way = [&](int32_t last, int64_t lacking) {
-    all = false;
     if (needs_[last] >= lacking) {
+      Unplan(jobs_[last].running_idx);
       Forgo(last);
     } else {
       Preempt(last, preempt);
@@ -519,48 +544,47 @@ bool Scheduler::GrowDecodes(absl::FunctionRef<void(JobId)> preempt) {
     Extend(running_[jobs_[slot].running_idx], needs_[slot]);
     Forgo(slot);  // it has them
   }
-  return all;
-}
-
-void Scheduler::PlanDecode(int32_t running_idx) {
-  const Running& r = running_[running_idx];
-  AddDecode(decode_work_[r.model], r);
-  plan_.items.push_back({.job = r.id, .kind = WorkKind::kDecode, .amount = r.amount});
-  plan_idx_.push_back(running_idx);
 }
 
 void Scheduler::PlanDecodes(absl::FunctionRef<void(JobId)> preempt) {
-  for (size_t m = 0; m < models_.size(); ++m) {
-    tokens_left_[m] = options_.max_batch_tokens;
-    decode_work_[m] = {};
-  }
+  std::fill(decode_work_.begin(), decode_work_.end(), Work{});
+  std::fill(forward_tokens_.begin(), forward_tokens_.end(), 0);
   grows_.clear();
   fills_.clear();
-  for (int32_t i = 0; i < running(); ++i) {
+  for (int32_t i = 0; i < running(); ++i) {  // ten thousand of these a step
     const Running& r = running_[i];
+    plan_at_[i] = -1;
     if (r.kind == WorkKind::kDecode) {
-      PlanDecode(i);
+      plan_at_[i] = static_cast<int32_t>(plan_.items.size());
+      plan_.items.push_back({.job = r.id, .kind = WorkKind::kDecode, .amount = r.amount});
+      plan_idx_.push_back(i);
+      AddDecode(decode_work_[r.model], r);
       if (options_.optimistic && r.context >= r.covered) grows_.push_back(r.slot);
     } else if (r.kind != WorkKind::kNone) {
       fills_.push_back(r.slot);
     }
   }
-  if (!grows_.empty() && !GrowDecodes(preempt)) {
-    plan_.items.clear();
-    plan_idx_.clear();
-    std::fill(decode_work_.begin(), decode_work_.end(), Work{});
-    for (int32_t i = 0; i < running(); ++i) {
-      const Running& r = running_[i];
-      if (r.kind == WorkKind::kDecode && r.context < r.covered) PlanDecode(i);
-    }
-  }
+  for (size_t m = 0; m < models_.size(); ++m) forward_tokens_[m] = decode_work_[m].decode_rows;
+  if (!grows_.empty()) GrowDecodes(preempt);
   for (size_t m = 0; m < models_.size(); ++m) {
-    const Work& work = decode_work_[m];
-    forward_tokens_[m] = work.decode_rows;
-    tokens_left_[m] -= static_cast<int32_t>(work.decode_rows);
-    plan_.decode_ns += PriceNs(models_[m].prices, work);
+    tokens_left_[m] = options_.max_batch_tokens - static_cast<int32_t>(forward_tokens_[m]);
   }
-  plan_.predicted_ns = plan_.decode_ns;
+  SumUp();
+}
+
+// What the plan comes to.
+void Scheduler::SumUp() {
+  plan_.decode_ns = 0;
+  plan_.predicted_ns = fill_ns_;
+  for (size_t m = 0; m < models_.size(); ++m) {
+    const Prices& prices = models_[m].prices;
+    Work& work = decode_work_[m];
+    work.forwards = work.decode_rows > 0;
+    plan_.decode_ns += PriceNs(prices, work);
+    const bool fills_only = work.decode_rows == 0 && forward_tokens_[m] > 0;
+    if (fills_only) plan_.predicted_ns += prices.forward_ps / 1000;
+  }
+  plan_.predicted_ns += plan_.decode_ns;
 }
 
 void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
@@ -642,9 +666,10 @@ void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt)
       }
       item.encoder_slot = now.encoder_slot;
     }
-    const int64_t price = fixed + PriceNs(prices, WorkOf(r, r.kind, amount));
-    budget -= price;
-    plan_.predicted_ns += price;
+    const int64_t price = PriceNs(prices, WorkOf(r, r.kind, amount));
+    budget -= fixed + price;
+    fill_ns_ += price;
+    plan_at_[jobs_[slot].running_idx] = static_cast<int32_t>(plan_.items.size());
     plan_.items.push_back(item);
     plan_idx_.push_back(jobs_[slot].running_idx);
     filled = true;
@@ -653,58 +678,14 @@ void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt)
   wanted_ns_ = wanted;
 }
 
-// The sums of what is in the plan.
-void Scheduler::SumUp() {
-  std::fill(decode_work_.begin(), decode_work_.end(), Work{});
-  std::fill(forward_tokens_.begin(), forward_tokens_.end(), 0);
-  plan_.decode_ns = 0;
-  plan_.predicted_ns = 0;
-  for (size_t i = 0; i < plan_.items.size(); ++i) {
-    const PlanItem& item = plan_.items[i];
-    const Running& r = running_[plan_idx_[i]];
-    if (item.kind != WorkKind::kEncode) forward_tokens_[r.model] += item.amount;
-    if (item.kind == WorkKind::kDecode) {
-      AddDecode(decode_work_[r.model], r);
-    } else {
-      plan_.predicted_ns += PriceNs(models_[r.model].prices, WorkOf(r, item.kind, item.amount));
-    }
-  }
-  for (size_t m = 0; m < models_.size(); ++m) {
-    const Prices& prices = models_[m].prices;
-    if (decode_work_[m].decode_rows > 0) {
-      plan_.decode_ns += PriceNs(prices, decode_work_[m]);
-    } else if (forward_tokens_[m] > 0) {
-      plan_.predicted_ns += prices.forward_ps / 1000;
-    }
-  }
-  plan_.predicted_ns += plan_.decode_ns;
-}
-
-// Takes out of the plan whoever was preempted for another's prefill; some of the others have moved.
-void Scheduler::DropPreempted() {
-  size_t kept = 0;
-  for (size_t i = 0; i < plan_.items.size(); ++i) {
-    int32_t idx = plan_idx_[i];
-    if (idx >= running() || running_[idx].id != plan_.items[i].job) {
-      idx = jobs_[SlotOf(plan_.items[i].job)].running_idx;
-    }
-    if (idx < 0) continue;
-    plan_.items[kept] = plan_.items[i];
-    plan_idx_[kept++] = idx;
-  }
-  plan_.items.resize(kept);
-  plan_idx_.resize(kept);
-  SumUp();
-}
-
 const StepPlan& Scheduler::Schedule(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
   plan_.items.clear();
   plan_idx_.clear();
-  plan_.decode_ns = 0;
+  fill_ns_ = 0;
   plan_us_ = now_us;
   PlanDecodes(preempt);
-  const int64_t preempted = preemptions_;
   PlanFill(now_us, preempt);
+  SumUp();
   if (options_.chaos_seed) {
     for (size_t i = plan_.items.size(); i > 1; --i) {
       const size_t j = Random() % i;
@@ -712,7 +693,6 @@ const StepPlan& Scheduler::Schedule(int64_t now_us, absl::FunctionRef<void(JobId
       std::swap(plan_idx_[i - 1], plan_idx_[j]);
     }
   }
-  if (preemptions_ != preempted) DropPreempted();
   if (listener_) listener_->OnPlan(plan_, now_us);
   return plan_;
 }

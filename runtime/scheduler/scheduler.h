@@ -191,13 +191,12 @@ class Scheduler {
   bool Grow(int32_t running_idx, int64_t rows, int64_t context,
             absl::FunctionRef<void(JobId)> preempt);
   void Forgo(int32_t slot);
-  bool GrowDecodes(absl::FunctionRef<void(JobId)> preempt);
-  void DropPreempted();
-  void PlanDecode(int32_t running_idx);
+  void GrowDecodes(absl::FunctionRef<void(JobId)> preempt);
+  void Unplan(int32_t running_idx);
   void PlanDecodes(absl::FunctionRef<void(JobId)> preempt);
   void PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt);
   void SumUp();
-  static void AddDecode(Work& work, const Running& r);
+  static void AddDecode(Work& work, const Running& r, int64_t times = 1);
   int64_t DecodeNs() const;
   Work WorkOf(const Running& r, WorkKind kind, int64_t amount) const;
   int64_t Largest(const Running& r, int64_t most, int64_t budget_ns) const;
@@ -236,6 +235,8 @@ class Scheduler {
   std::vector<Work> decode_work_;      // by model, of this step
   StepPlan plan_;
   std::vector<int32_t> plan_idx_;  // by plan item: into running_
+  std::vector<int32_t> plan_at_;   // while it is made, by running_: into its items, or -1
+  int64_t fill_ns_ = 0;            // of its encodes and prefills, without the passes' fixed cost
   std::vector<int64_t> charges_;   // by tenant, scratch of Commit
   int64_t plan_us_ = 0;            // when it was made
   int64_t busy_us_ = 0;            // all steps' duration
