@@ -63,6 +63,7 @@ absl::StatusOr<std::vector<TenantOptions>> LimitsOf(const EngineConfig& config) 
                                                      "; allowed are 0.001 to 1000"));
     }
     tenants[t].weight = static_cast<int32_t>(weight);
+    tenants[t].known = true;
     if (c.max_waiting > 0) tenants[t].max_waiting = c.max_waiting;
     if (c.max_running > 0) tenants[t].max_running = c.max_running;
     if (c.max_blocks > 0) tenants[t].max_blocks = c.max_blocks;

@@ -41,6 +41,7 @@ class GenerateJob : public Job {
               std::string_view tenant_salt, size_t max_unsaid, std::function<void()> wake);
   ~GenerateJob() override;
 
+  const std::string& request_id() const override { return p_.request_id; }
   bool Cancelled() const override { return stream_->cancelled(); }
   void Attach(const JobServices& services) override;
   void Start() override;

@@ -97,7 +97,8 @@ class Job {
   const std::optional<Deadline>& deadline() const { return deadline_; }
   JobClock& clock() { return clock_; }
 
-  virtual bool Cancelled() const = 0;  // nobody reads on
+  virtual const std::string& request_id() const = 0;  // as the client was told
+  virtual bool Cancelled() const = 0;                 // nobody reads on
 
   // Takes all memory that its steps will need, on the submitting thread. Once, before all
   // that follows.

@@ -332,7 +332,7 @@ void StepLoop::TakeSubmissions() {
     }
     spec.expected_context = spec.prefill_tokens + spec.decode_tokens;
     s.job->clock().Predicted(scheduler_->Predict(spec).end_us);
-    const absl::StatusOr<JobId> id = scheduler_->Add(spec, now);
+    const absl::StatusOr<JobId> id = scheduler_->Add(spec, now, s.job->request_id());
     if (!id.ok()) {
       s.job->End(id.status());
       continue;

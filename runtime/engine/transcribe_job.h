@@ -41,6 +41,7 @@ class TranscribeJob : public Job {
                 std::function<void()> wake, std::function<bool()> also_cancelled = nullptr);
   ~TranscribeJob() override;
 
+  const std::string& request_id() const override { return p_.request_id; }
   bool Cancelled() const override {
     return queue_->cancelled() || (also_cancelled_ && also_cancelled_());
   }

@@ -28,28 +28,6 @@ constexpr int64_t kMaxMemorySlots = 1 << 22;
 constexpr int kShownItems = 64;
 constexpr int kProgressLines = 4096;
 
-std::string Show(const std::vector<PlanItem>& items) {
-  std::string text = absl::StrCat(items.size(), items.size() == 1 ? " item" : " items");
-  for (size_t i = 0; i < items.size() && i < kShownItems; ++i) {
-    const PlanItem& item = items[i];
-    absl::StrAppend(&text, i == 0 ? ": " : ", ", std::string(WorkKindName(item.kind)), " ",
-                    item.amount, " of job ", item.job);
-    if (item.kind == WorkKind::kEncode) absl::StrAppend(&text, " in slot ", item.encoder_slot);
-  }
-  if (items.size() > kShownItems) text += ", ...";
-  return text;
-}
-
-std::string Show(const std::vector<JobId>& jobs) {
-  if (jobs.empty()) return "nobody";
-  std::string text;
-  for (size_t i = 0; i < jobs.size() && i < kShownItems; ++i) {
-    absl::StrAppend(&text, i == 0 ? "job " : ", job ", jobs[i]);
-  }
-  if (jobs.size() > kShownItems) text += ", ...";
-  return text;
-}
-
 double Quantile(std::vector<double>& values, double quantile) {
   if (values.empty()) return 0;
   const auto at =
@@ -101,8 +79,6 @@ class Replayer {
         return Schedule(event);
       case Kind::kCommit:
         return Commit(event);
-      case Kind::kNote:
-        return absl::OkStatus();
     }
     return absl::OkStatus();
   }
@@ -132,7 +108,8 @@ class Replayer {
 
  private:
   struct Job {
-    JobId replayed = 0;  // 0: this scheduler refused it
+    JobId replayed = 0;   // 0: this scheduler refused it
+    std::string request;  // whose it is
     JobSpec spec;
     int64_t fill_ns = 0;
     bool running = false;
@@ -177,6 +154,35 @@ class Replayer {
     report_.first_mismatch = {line, std::move(what), std::move(recorded), std::move(replayed)};
   }
 
+  // "job 16777216 (gen-7)"
+  std::string Name(JobId recorded) const {
+    const auto found = jobs_.find(recorded);
+    const bool known = found != jobs_.end() && !found->second.request.empty();
+    return absl::StrCat("job ", recorded, known ? " (" + found->second.request + ")" : "");
+  }
+
+  std::string Show(const std::vector<PlanItem>& items) const {
+    std::string text = absl::StrCat(items.size(), items.size() == 1 ? " item" : " items");
+    for (size_t i = 0; i < items.size() && i < kShownItems; ++i) {
+      const PlanItem& item = items[i];
+      absl::StrAppend(&text, i == 0 ? ": " : ", ", std::string(WorkKindName(item.kind)), " ",
+                      item.amount, " of ", Name(item.job));
+      if (item.kind == WorkKind::kEncode) absl::StrAppend(&text, " in slot ", item.encoder_slot);
+    }
+    if (items.size() > kShownItems) text += ", ...";
+    return text;
+  }
+
+  std::string Show(const std::vector<JobId>& jobs) const {
+    if (jobs.empty()) return "nobody";
+    std::string text;
+    for (size_t i = 0; i < jobs.size() && i < kShownItems; ++i) {
+      absl::StrAppend(&text, i == 0 ? "" : ", ", Name(jobs[i]));
+    }
+    if (jobs.size() > kShownItems) text += ", ...";
+    return text;
+  }
+
   // The name the trace has for a job, 0 if it has none.
   JobId Recorded(JobId replayed) const {
     const auto found = recorded_.find(replayed);
@@ -217,7 +223,9 @@ class Replayer {
     accepted ? ++report_.jobs : ++report_.refusals;
     if (accepted != id.ok()) {
       const std::string told = id.ok() ? "accepted" : std::string(id.status().message());
-      Mismatch(event.line, absl::StrCat("request at ", event.now_us, " us"),
+      Mismatch(event.line,
+               absl::StrCat("request ", event.request, event.request.empty() ? "at " : " at ",
+                            event.now_us, " us"),
                accepted ? "accepted" : "refused", told);
       if (id.ok()) scheduler_.Remove(*id);
     } else if (accepted && *id != event.job) {
@@ -225,7 +233,8 @@ class Replayer {
     }
     if (!accepted) return absl::OkStatus();
     Job& job = jobs_[event.job];
-    job = {.replayed = id.ok() ? *id : 0, .spec = spec, .fill_ns = fill_ns};
+    job = {
+        .replayed = id.ok() ? *id : 0, .request = event.request, .spec = spec, .fill_ns = fill_ns};
     backlog_ns_ += fill_ns;
     worst_blocks_ = std::max(worst_blocks_, worst);
     if (job.replayed) recorded_[job.replayed] = event.job;
@@ -276,7 +285,7 @@ class Replayer {
       return wrong("the job will come to too many tokens");
     }
     if (!job.running) {
-      Mismatch(event.line, absl::StrCat("work of job ", event.job), "admitted",
+      Mismatch(event.line, "work of " + Name(event.job), "admitted",
                job.replayed ? "waits" : "refused");
       return absl::OkStatus();
     }

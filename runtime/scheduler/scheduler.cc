@@ -29,6 +29,8 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
       listener_(listener),
       models_(options.models),
       line_(options.tenants, options.starvation_us, options.max_waiting + options.max_batch_seqs),
+      preemption_order_(static_cast<int32_t>(options.tenants.size()),
+                        options.max_waiting + options.max_batch_seqs),
       random_state_(options.chaos_seed) {
   CHECK_GT(options.max_batch_tokens, 0);
   CHECK_GT(options.max_batch_seqs, 0);
@@ -47,12 +49,17 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
   blocked_.resize(options.tenants.size());
   tenant_running_.resize(options.tenants.size());
   tenant_blocks_.resize(options.tenants.size());
+  tenant_known_.resize(options.tenants.size());
+  for (int32_t t = 0; t < line_.num_tenants(); ++t) {
+    if (options.tenants[t].known) Know(t);
+  }
   feature_slots_used_.resize(models_.size());
   features_waiting_.resize(models_.size());
   for (int32_t s = options.encoder_slots - 1; s >= 0; --s) free_encoder_slots_.push_back(s);
   admitted_.reserve(options.max_batch_seqs);
-  order_scratch_.reserve(options.max_batch_seqs);
   grows_.reserve(options.max_batch_seqs);
+  needs_.resize(slots);
+  tenant_needs_.resize(options.tenants.size());
   fills_.reserve(options.max_batch_seqs);
   candidates_.reserve(options.max_batch_seqs);
   tokens_left_.resize(models_.size());
@@ -61,6 +68,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
   decode_work_.resize(models_.size());
   plan_.items.reserve(options.max_batch_seqs);
   plan_idx_.reserve(options.max_batch_seqs);
+  plan_at_.resize(options.max_batch_seqs);
   charges_.resize(options.tenants.size());
 }
 
@@ -89,7 +97,8 @@ int64_t Scheduler::DecodeNs() const {
     for (const Running& r : running_) {
       if (r.kind == WorkKind::kDecode && r.model == m) AddDecode(work, r);
     }
-    if (work.decode_rows > 0) total += PriceNs(models_[m].prices, work);
+    work.forwards = work.decode_rows > 0;
+    total += PriceNs(models_[m].prices, work);
   }
   return total;
 }
@@ -135,12 +144,12 @@ Work Scheduler::WorkOf(const Running& r, WorkKind kind, int64_t amount) const {
   return {};
 }
 
-// One pass over all the decodes of a model: `work` is their sum.
-void Scheduler::AddDecode(Work& work, const Running& r) {
-  work.forwards = 1;
-  work.decode_rows += r.amount;
-  work.decode_context += r.amount * (r.context + 1);
-  work.cross_positions += r.amount * r.cross_len;
+// Adds a decode to the sum over a model's, or takes it out.
+void Scheduler::AddDecode(Work& work, const Running& r, int64_t times) {
+  const int64_t rows = times * r.amount;
+  work.decode_rows += rows;
+  work.decode_context += rows * (r.context + 1);
+  work.cross_positions += rows * r.cross_len;
 }
 
 // The most of a job's work, up to `most`, that costs no more than `budget_ns`; 0: not even one.
@@ -184,36 +193,49 @@ JobCost Scheduler::cost(JobId id) const {
   return cost;
 }
 
-absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
+void Scheduler::Know(int32_t tenant) {
+  known_tenants_ += !tenant_known_[tenant];
+  tenant_known_[tenant] = true;
+}
+
+int32_t Scheduler::MostWaiting(int32_t tenant) const {
+  const int32_t own = line_.options(tenant).max_waiting;
+  if (own > 0) return own;
+  return known_tenants_ > 1 ? (options_.max_waiting + 1) / 2 : options_.max_waiting;
+}
+
+absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us,
+                                     std::string_view request) {
   CHECK(spec.rows >= 1 && spec.max_context >= 0 && spec.fixed_blocks >= 0);
   CHECK(spec.tenant >= 0 && spec.tenant < line_.num_tenants());
   CHECK(spec.model >= 0 && spec.model < static_cast<int32_t>(models_.size()));
   const auto refuse = [&](absl::Status status) {
-    if (listener_) listener_->OnRefuse(spec, now_us);
+    if (listener_) listener_->OnRefuse(spec, now_us, request);
     return status;
   };
+  Know(spec.tenant);
   const TenantOptions& tenant = line_.options(spec.tenant);
   const int32_t worst = BlocksAt(spec, spec.rows, spec.max_context);
   const int32_t most_blocks = std::min(blocks_.total(), tenant.max_blocks);
   const int32_t most_rows = std::min(options_.max_batch_seqs, options_.max_batch_tokens);
   if (worst > most_blocks || spec.rows > most_rows) {
-    return refuse(NeverFits(
-        absl::StrCat("the request needs ", worst, " KV blocks and ", spec.rows,
-                     " rows at worst; it may have ", most_blocks, " and ", most_rows)));
+    return refuse(
+        NeverFits(absl::StrCat("the request needs ", worst, " KV blocks and ", spec.rows,
+                               " rows at worst; it may have ", most_blocks, " and ", most_rows)));
   }
   if (spec.feature_slots > models_[spec.model].feature_slots) {
-    return refuse(NeverFits(
-        absl::StrCat("the request needs ", spec.feature_slots, " image slots; the model has ",
-                     models_[spec.model].feature_slots)));
+    return refuse(
+        NeverFits(absl::StrCat("the request needs ", spec.feature_slots,
+                               " image slots; the model has ", models_[spec.model].feature_slots)));
   }
   if (line_.size() >= options_.max_waiting || free_slots_.empty()) {
     return refuse(absl::ResourceExhaustedError(
         absl::StrCat(line_.size(), " requests wait; the limit is ", options_.max_waiting)));
   }
-  if (line_.size_of(spec.tenant) >= tenant.max_waiting) {
+  if (line_.size_of(spec.tenant) >= MostWaiting(spec.tenant)) {
     return refuse(absl::ResourceExhaustedError(
         absl::StrCat(line_.size_of(spec.tenant), " requests of this tenant wait; its limit is ",
-                     tenant.max_waiting)));
+                     MostWaiting(spec.tenant))));
   }
   if (spec.deadline_us != kNever) {
     const Prediction p = Predict(spec);
@@ -224,6 +246,8 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
                        std::max<int64_t>(0, spec.deadline_us - now_us) / 1000, " ms")));
     }
   }
+  const bool expects_less =
+      options_.optimistic && spec.expected_context > 0 && spec.expected_context < spec.max_context;
   const int32_t slot = free_slots_.back();
   free_slots_.pop_back();
   Job& job = jobs_[slot];
@@ -231,8 +255,7 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
          .spec = spec,
          .order = next_order_++,
          .arrival_us = now_us,
-         .expected = spec.expected_context > 0 ? std::min(spec.expected_context, spec.max_context)
-                                               : spec.max_context,
+         .reserve = expects_less ? BlocksAt(spec, spec.rows, spec.expected_context) : worst,
          .fill_left_ns = FillNs(spec)};
   backlog_ns_ += job.fill_left_ns;
   line_.Enter(spec.tenant);
@@ -241,12 +264,13 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us) {
                     .deadline_us = spec.deadline_us,
                     .arrival_us = now_us,
                     .order = job.order});
-  if (listener_) listener_->OnAdd(job.id, spec, now_us);
+  if (listener_) listener_->OnAdd(job.id, spec, now_us, request);
   return job.id;
 }
 
 void Scheduler::Stop(Job& job) {
   Running& r = running_[job.running_idx];
+  if (preemption_order_.Contains(r.slot)) preemption_order_.Erase(r.slot);
   job.cost.decode_ns += r.decode_ns;
   Bill(job, r.reserved);
   blocks_.Unreserve(r.reserved);
@@ -309,7 +333,7 @@ int32_t Scheduler::HolderOfFeaturesFor(const Job& job) const {
   return foremost == nullptr ? -1 : SlotOf(foremost->id);
 }
 
-void Scheduler::Start(int32_t slot, int32_t reserve, int64_t now_us) {
+void Scheduler::Start(int32_t slot, int64_t now_us) {
   Job& job = jobs_[slot];
   line_.Erase(slot);
   job.running_idx = running();
@@ -320,8 +344,14 @@ void Scheduler::Start(int32_t slot, int32_t reserve, int64_t now_us) {
                       .slot = slot,
                       .model = static_cast<int16_t>(job.spec.model),
                       .tenant = static_cast<int16_t>(job.spec.tenant)});
-  SetReserved(running_.back(), reserve);
-  tenant_blocks_[job.spec.tenant] += reserve;
+  SetReserved(running_.back(), job.reserve);
+  if (options_.optimistic && job.reserve > 0) {
+    preemption_order_.Insert(slot, {.tenant = job.spec.tenant,
+                                    .early = job.preemptions < kMostEarly,  // parked so far
+                                    .priority = job.spec.priority,
+                                    .order = job.order});
+  }
+  tenant_blocks_[job.spec.tenant] += job.reserve;
   ++tenant_running_[job.spec.tenant];
   rows_reserved_ += job.spec.rows;
   if (job.has_features) {
@@ -343,15 +373,13 @@ const std::vector<JobId>& Scheduler::Admit(int64_t now_us) {
     if (const int32_t holder = HolderOfFeaturesFor(jobs_[slot]); holder >= 0) slot = holder;
     const Job& job = jobs_[slot];
     const int32_t t = job.spec.tenant;
-    const int64_t context = options_.optimistic ? job.expected : job.spec.max_context;
-    const int32_t reserve = BlocksAt(job.spec, job.spec.rows, context);
     // A tenant at its own limit holds up nobody else; for want of the common memory all wait.
-    if (tenant_blocks_[t] + reserve > line_.options(t).max_blocks) {
+    if (tenant_blocks_[t] + job.reserve > line_.options(t).max_blocks) {
       blocked_[t] = 1;
       continue;
     }
-    if (!CanStart(job) || !blocks_.Reserve(reserve)) break;
-    Start(slot, reserve, now_us);
+    if (!CanStart(job) || !blocks_.Reserve(job.reserve)) break;
+    Start(slot, now_us);
     if (tenant_running_[t] >= line_.options(t).max_running) blocked_[t] = 1;
     admitted_.push_back(job.id);
     if (listener_) listener_->OnAdmit(job.id, now_us);
@@ -372,7 +400,7 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
     free_encoder_slots_.push_back(std::exchange(r.encoder_slot, -1));  // no longer half way
   }
   if (r.kind == WorkKind::kDecode) job.served_us = std::max(job.served_us, plan_us_);
-  r.kind = work.kind;
+  SetKind(r, work.kind);
   r.amount = work.amount;
   r.context = work.context;
   r.tables = work.tables;
@@ -394,124 +422,169 @@ void Scheduler::SetReserved(Running& r, int32_t blocks) {
   r.covered = each * models_[r.model].block_size;
 }
 
-// Whether the decodes in grows_ get another block each, and nobody has to go for it.
-bool Scheduler::AllCanGrow() {
-  int64_t more = 0;
-  for (const int32_t idx : grows_) {
-    const Running& r = running_[idx];
-    const int64_t needed =
-        BlocksAt(jobs_[r.slot].spec, std::max(r.amount, r.tables), r.context + 1) - r.reserved;
-    more += needed;
-    // As if all of it were this tenant's: the slow way finds out.
-    if (tenant_blocks_[r.tenant] + more > line_.options(r.tenant).max_blocks) return false;
+void Scheduler::SetKind(Running& r, WorkKind kind) {
+  if (preemption_order_.Contains(r.slot)) {
+    preemption_order_.SetEarly(r.slot,
+                               kind == WorkKind::kNone && jobs_[r.slot].preemptions < kMostEarly);
   }
-  return more <= blocks_.total() - blocks_.reserved();
+  r.kind = kind;
 }
 
+void Scheduler::Extend(Running& r, int32_t more) {
+  CHECK(blocks_.Reserve(more));
+  Bill(jobs_[r.slot], r.reserved);
+  SetReserved(r, r.reserved + more);
+  tenant_blocks_[r.tenant] += more;
+}
+
+void Scheduler::Preempt(int32_t slot, absl::FunctionRef<void(JobId)> preempt) {
+  Job& job = jobs_[slot];
+  const JobSpec& spec = job.spec;
+  preempt(job.id);
+  const Running& r = running_[job.running_idx];
+  const int32_t worst = BlocksAt(spec, spec.rows, spec.max_context);
+  const int32_t expected = BlocksAt(spec, spec.rows, r.context + models_[r.model].block_size);
+  job.reserve = ++job.preemptions < kMostEarly
+                    ? std::min(worst, std::max({job.reserve, expected, r.reserved + 1}))
+                    : worst;
+  const int32_t idx = job.running_idx;
+  Unplan(idx);
+  Stop(job);
+  if (idx < running() && (plan_at_[idx] = plan_at_[running()]) >= 0) {
+    plan_idx_[plan_at_[idx]] = idx;  // the last one took its place
+  }
+  Forgo(slot);
+  features_waiting_[spec.model] += spec.feature_slots;
+  line_.Push(slot, {.tenant = spec.tenant,
+                    .priority = spec.priority,
+                    .deadline_us = spec.deadline_us,
+                    .arrival_us = job.arrival_us,
+                    .order = job.order});
+  ++preemptions_;
+  if (listener_) listener_->OnPreempt(job.id);
+}
+
+// Sets aside what a job comes to with `rows` rows at `context`, whoever of those behind it goes for
+// it (of its tenant, if it is the tenant's limit that is in the way). False: it is the last itself.
 bool Scheduler::Grow(int32_t running_idx, int64_t rows, int64_t context,
                      absl::FunctionRef<void(JobId)> preempt) {
-  const JobId id = running_[running_idx].id;
-  const int32_t needed = BlocksAt(Of(id).spec, rows, context);
+  const int32_t slot = running_[running_idx].slot;
+  const int32_t needed = BlocksAt(jobs_[slot].spec, rows, context);
   while (true) {
-    Running& r = running_[Of(id).running_idx];
+    Running& r = running_[jobs_[slot].running_idx];
     const int32_t more = needed - r.reserved;
     if (more <= 0) return true;
     const bool tenant_full = tenant_blocks_[r.tenant] + more > line_.options(r.tenant).max_blocks;
-    if (!tenant_full && blocks_.Reserve(more)) {
-      Bill(jobs_[r.slot], r.reserved);
-      SetReserved(r, needed);
-      tenant_blocks_[r.tenant] += more;
+    if (!tenant_full && more <= blocks_.total() - blocks_.reserved()) {
+      Extend(r, more);
       return true;
     }
-    // The one that is furthest behind of all (of its tenant, if it is the tenant's limit that is in
-    // the way); only if that is not this one. Parked ones give way first: nothing says how long they
-    // will wait for their reader or for another's encode.
-    const auto gives_way = [&](const Running& a, const Running& b) {
-      const bool parked = a.kind == WorkKind::kNone;
-      if (parked != (b.kind == WorkKind::kNone)) return parked;
-      return IsBehind(jobs_[a.slot], jobs_[b.slot]);
-    };
-    const Running* victim = &r;
-    for (const Running& other : running_) {
-      if (tenant_full && other.tenant != r.tenant) continue;
-      if (gives_way(other, *victim) && other.reserved > 0) victim = &other;
+    const int32_t last =
+        tenant_full ? preemption_order_.FirstOf(r.tenant) : preemption_order_.First();
+    if (last == slot) return false;
+    Preempt(last, preempt);
+  }
+}
+
+void Scheduler::Forgo(int32_t slot) {
+  tenant_needs_[jobs_[slot].spec.tenant] -= needs_[slot];
+  all_needs_ -= std::exchange(needs_[slot], 0);
+}
+
+// Takes what an admitted job has in the plan out again.
+void Scheduler::Unplan(int32_t running_idx) {
+  const int32_t at = std::exchange(plan_at_[running_idx], -1);
+  if (at < 0) return;
+  const Running& r = running_[running_idx];
+  const PlanItem& item = plan_.items[at];
+  if (item.kind != WorkKind::kEncode) forward_tokens_[r.model] -= item.amount;
+  if (item.kind == WorkKind::kDecode) {
+    AddDecode(decode_work_[r.model], r, -1);
+  } else {
+    fill_ns_ -= PriceNs(models_[r.model].prices, WorkOf(r, item.kind, item.amount));
+  }
+  plan_.items[at] = plan_.items.back();
+  plan_idx_[at] = plan_idx_.back();
+  plan_.items.pop_back();
+  plan_idx_.pop_back();
+  if (at < static_cast<int32_t>(plan_idx_.size())) plan_at_[plan_idx_[at]] = at;
+}
+
+// The decodes in grows_ get their next blocks together. Who is furthest behind goes, one after the
+// other, until those that are left have room; where the last one's own need is all that is lacking,
+// it stays, and sits this step out. That is as if each had grown in its turn, the foremost first,
+// but costs O(log n) for each that grows or goes, and nothing for the others.
+void Scheduler::GrowDecodes(absl::FunctionRef<void(JobId)> preempt) {
+  for (const int32_t slot : grows_) {
+    const Running& r = running_[jobs_[slot].running_idx];
+    needs_[slot] =
+        BlocksAt(jobs_[slot].spec, std::max(r.amount, r.tables), r.context + 1) - r.reserved;
+    tenant_needs_[r.tenant] += needs_[slot];
+    all_needs_ += needs_[slot];
+  }
+  const auto give_way = [&](int32_t last, int64_t lacking) {
+    if (needs_[last] >= lacking) {
+      Unplan(jobs_[last].running_idx);
+      Forgo(last);
+    } else {
+      Preempt(last, preempt);
     }
-    if (victim == &r) return false;
-    Job& job = jobs_[victim->slot];
-    preempt(job.id);
-    job.expected =
-        std::min(job.spec.max_context,
-                 std::max(job.expected, victim->context + models_[victim->model].block_size));
-    Stop(job);
-    features_waiting_[job.spec.model] += job.spec.feature_slots;
-    line_.Push(SlotOf(job.id), {.tenant = job.spec.tenant,
-                                .priority = job.spec.priority,
-                                .deadline_us = job.spec.deadline_us,
-                                .arrival_us = job.arrival_us,
-                                .order = job.order});
-    ++preemptions_;
-    if (listener_) listener_->OnPreempt(job.id);
+  };
+  for (int32_t t = 0; t < line_.num_tenants(); ++t) {
+    const int64_t limit = line_.options(t).max_blocks;
+    while (tenant_needs_[t] > 0 && tenant_blocks_[t] + tenant_needs_[t] > limit) {
+      give_way(preemption_order_.FirstOf(t), tenant_blocks_[t] + tenant_needs_[t] - limit);
+    }
+  }
+  while (all_needs_ > blocks_.total() - blocks_.reserved()) {
+    give_way(preemption_order_.First(), all_needs_ - (blocks_.total() - blocks_.reserved()));
+  }
+  for (const int32_t slot : grows_) {
+    if (needs_[slot] == 0) continue;
+    Extend(running_[jobs_[slot].running_idx], needs_[slot]);
+    Forgo(slot);  // it has them
   }
 }
 
 void Scheduler::PlanDecodes(absl::FunctionRef<void(JobId)> preempt) {
-  for (size_t m = 0; m < models_.size(); ++m) {
-    tokens_left_[m] = options_.max_batch_tokens;
-    decode_work_[m] = {};
-  }
-  const auto plan = [&](int32_t idx) {
-    const Running& r = running_[idx];
-    AddDecode(decode_work_[r.model], r);
-    plan_.items.push_back({.job = r.id, .kind = WorkKind::kDecode, .amount = r.amount});
-    plan_idx_.push_back(idx);
-  };
+  std::fill(decode_work_.begin(), decode_work_.end(), Work{});
+  std::fill(forward_tokens_.begin(), forward_tokens_.end(), 0);
   grows_.clear();
   fills_.clear();
-  for (int32_t i = 0; i < running(); ++i) {
+  for (int32_t i = 0; i < running(); ++i) {  // ten thousand of these a step
     const Running& r = running_[i];
+    plan_at_[i] = -1;
     if (r.kind == WorkKind::kDecode) {
-      plan(i);
-      if (options_.optimistic && r.context >= r.covered) grows_.push_back(i);
+      plan_at_[i] = static_cast<int32_t>(plan_.items.size());
+      plan_.items.push_back({.job = r.id, .kind = WorkKind::kDecode, .amount = r.amount});
+      plan_idx_.push_back(i);
+      AddDecode(decode_work_[r.model], r);
+      if (options_.optimistic && r.context >= r.covered) grows_.push_back(r.slot);
     } else if (r.kind != WorkKind::kNone) {
       fills_.push_back(r.slot);
     }
   }
-  if (AllCanGrow()) {
-    for (const int32_t idx : grows_) {
-      const Running& r = running_[idx];
-      CHECK(Grow(idx, std::max(r.amount, r.tables), r.context + 1, preempt));
-    }
-  } else {
-    plan_.items.clear();
-    plan_idx_.clear();
-    std::fill(decode_work_.begin(), decode_work_.end(), Work{});
-    // First everybody's blocks, the foremost job's first: what is planned after that is there to
-    // stay. Who gets none is the one furthest behind, and sits this step out.
-    order_scratch_.clear();
-    for (const Running& r : running_) {
-      if (r.kind == WorkKind::kDecode) order_scratch_.push_back(r.id);
-    }
-    std::sort(order_scratch_.begin(), order_scratch_.end(),
-              [&](JobId a, JobId b) { return IsBehind(Of(b), Of(a)); });
-    for (JobId& id : order_scratch_) {
-      const int32_t idx = Of(id).running_idx;
-      if (idx < 0 ||  // preempted for one before it
-          !Grow(idx, std::max(running_[idx].amount, running_[idx].tables),
-                running_[idx].context + 1, preempt)) {
-        id = 0;
-      }
-    }
-    for (const JobId id : order_scratch_) {
-      if (id != 0 && Of(id).running_idx >= 0) plan(Of(id).running_idx);
-    }
-  }
+  for (size_t m = 0; m < models_.size(); ++m) forward_tokens_[m] = decode_work_[m].decode_rows;
+  if (!grows_.empty()) GrowDecodes(preempt);
   for (size_t m = 0; m < models_.size(); ++m) {
-    const Work& work = decode_work_[m];
-    forward_tokens_[m] = work.decode_rows;
-    tokens_left_[m] -= static_cast<int32_t>(work.decode_rows);
-    plan_.decode_ns += PriceNs(models_[m].prices, work);
+    tokens_left_[m] = options_.max_batch_tokens - static_cast<int32_t>(forward_tokens_[m]);
   }
-  plan_.predicted_ns = plan_.decode_ns;
+  SumUp();
+}
+
+// What the plan comes to.
+void Scheduler::SumUp() {
+  plan_.decode_ns = 0;
+  plan_.predicted_ns = fill_ns_;
+  for (size_t m = 0; m < models_.size(); ++m) {
+    const Prices& prices = models_[m].prices;
+    Work& work = decode_work_[m];
+    work.forwards = work.decode_rows > 0;
+    plan_.decode_ns += PriceNs(prices, work);
+    const bool fills_only = work.decode_rows == 0 && forward_tokens_[m] > 0;
+    if (fills_only) plan_.predicted_ns += prices.forward_ps / 1000;
+  }
+  plan_.predicted_ns += plan_.decode_ns;
 }
 
 void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
@@ -593,9 +666,10 @@ void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt)
       }
       item.encoder_slot = now.encoder_slot;
     }
-    const int64_t price = fixed + PriceNs(prices, WorkOf(r, r.kind, amount));
-    budget -= price;
-    plan_.predicted_ns += price;
+    const int64_t price = PriceNs(prices, WorkOf(r, r.kind, amount));
+    budget -= fixed + price;
+    fill_ns_ += price;
+    plan_at_[jobs_[slot].running_idx] = static_cast<int32_t>(plan_.items.size());
     plan_.items.push_back(item);
     plan_idx_.push_back(jobs_[slot].running_idx);
     filled = true;
@@ -604,54 +678,20 @@ void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt)
   wanted_ns_ = wanted;
 }
 
-// The sums of what is in the plan.
-void Scheduler::SumUp() {
-  std::fill(decode_work_.begin(), decode_work_.end(), Work{});
-  std::fill(forward_tokens_.begin(), forward_tokens_.end(), 0);
-  plan_.decode_ns = 0;
-  plan_.predicted_ns = 0;
-  for (size_t i = 0; i < plan_.items.size(); ++i) {
-    const PlanItem& item = plan_.items[i];
-    const Running& r = running_[plan_idx_[i]];
-    if (item.kind != WorkKind::kEncode) forward_tokens_[r.model] += item.amount;
-    if (item.kind == WorkKind::kDecode) {
-      AddDecode(decode_work_[r.model], r);
-    } else {
-      plan_.predicted_ns += PriceNs(models_[r.model].prices, WorkOf(r, item.kind, item.amount));
-    }
-  }
-  for (size_t m = 0; m < models_.size(); ++m) {
-    const Prices& prices = models_[m].prices;
-    if (decode_work_[m].decode_rows > 0) {
-      plan_.decode_ns += PriceNs(prices, decode_work_[m]);
-    } else if (forward_tokens_[m] > 0) {
-      plan_.predicted_ns += prices.forward_ps / 1000;
-    }
-  }
-  plan_.predicted_ns += plan_.decode_ns;
-}
-
 const StepPlan& Scheduler::Schedule(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
   plan_.items.clear();
   plan_idx_.clear();
-  plan_.decode_ns = 0;
+  fill_ns_ = 0;
   plan_us_ = now_us;
-  const int64_t preempted = preemptions_;
   PlanDecodes(preempt);
   PlanFill(now_us, preempt);
+  SumUp();
   if (options_.chaos_seed) {
     for (size_t i = plan_.items.size(); i > 1; --i) {
       const size_t j = Random() % i;
       std::swap(plan_.items[i - 1], plan_.items[j]);
       std::swap(plan_idx_[i - 1], plan_idx_[j]);
     }
-  }
-  if (preemptions_ != preempted) {
-    // What was planned before it was preempted for somebody falls out; the others have moved.
-    std::erase_if(plan_.items, [&](const PlanItem& item) { return Of(item.job).running_idx < 0; });
-    plan_idx_.clear();
-    for (const PlanItem& item : plan_.items) plan_idx_.push_back(Of(item.job).running_idx);
-    SumUp();
   }
   if (listener_) listener_->OnPlan(plan_, now_us);
   return plan_;
@@ -686,7 +726,7 @@ void Scheduler::Commit(int64_t elapsed_us) {
         job.cost.prefill_ns += cost;
         r.context += item.amount;
       }
-      if (r.amount == 0) r.kind = WorkKind::kNone;  // what comes next, SetWork tells
+      if (r.amount == 0) SetKind(r, WorkKind::kNone);  // what comes next, SetWork tells
       job.served_us = plan_us_;
       const int64_t done = std::min(cost, job.fill_left_ns);
       job.fill_left_ns -= done;
@@ -711,6 +751,7 @@ void Scheduler::CheckInvariants() const {
     const Job& job = jobs_[r.slot];
     CHECK(job.id != 0 && job.id == r.id && job.running_idx == static_cast<int32_t>(i));
     CHECK(!line_.Contains(r.slot));
+    CHECK_EQ(preemption_order_.Contains(r.slot), options_.optimistic && r.reserved > 0);
     CHECK_LE(r.reserved, BlocksAt(job.spec, job.spec.rows, job.spec.max_context));
     blocks += r.reserved;
     rows += job.spec.rows;
@@ -744,6 +785,8 @@ void Scheduler::CheckInvariants() const {
     CHECK_LE(tenant_blocks_[t], line_.options(static_cast<int32_t>(t)).max_blocks);
     CHECK_LE(tenant_running_[t], line_.options(static_cast<int32_t>(t)).max_running);
   }
+  CHECK_EQ(all_needs_, 0);
+  preemption_order_.CheckInvariants();
   line_.CheckInvariants();
 }
 

@@ -6,11 +6,18 @@
 // often as it says (a recording goes round once per window).
 //
 // Admission. A job is admitted with its worst-case KV blocks, rows and feature slots set aside, so
-// that nothing it does later can fail for want of memory (`optimistic`: with what it is expected to
-// need; when blocks run out, a parked job, else the youngest of the lowest priority is preempted:
-// it gives everything back, waits in its old place and is computed again). Who is next: waiting_line.h. The
-// next one waits until it fits and nobody overtakes it, but a preempted job that still holds the
-// image features it waits for.
+// that nothing it does later can fail for want of memory. Who is next: waiting_line.h. The next one
+// waits until it fits and nobody overtakes it, but a preempted job that still holds the image
+// features it waits for.
+//
+// `optimistic`: a job is admitted with what it is expected to need. When blocks run out, the
+// youngest of the lowest priority is preempted: it gives everything back, waits in its old place
+// and is computed again. A parked job goes before its turn, since nothing says how long its reader
+// will take, but only while it was preempted less than kMostEarly times. Who was preempted so often
+// is admitted with its worst case set aside: it grows at nobody's cost, and goes in its turn alone,
+// for one that is ahead of it. And nobody comes back with less than it gave, of which another took
+// some: between two preemptions of a job another one has ended or was preempted. So no reader is so
+// slow that its sequence is computed again and again.
 //
 // A step has `target_step_us` of predicted device time. Decodes go first, always all of them. What
 // is left is filled with encode units and prefill chunks, the tenant with the lowest counter first,
@@ -23,6 +30,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <string_view>
 #include <vector>
 
 #include "absl/functional/function_ref.h"
@@ -30,6 +38,7 @@
 #include "runtime/kv_cache/block_allocator.h"
 #include "runtime/scheduler/cost_model.h"
 #include "runtime/scheduler/job.h"
+#include "runtime/scheduler/preemption_order.h"
 #include "runtime/scheduler/waiting_line.h"
 
 namespace sensorium {
@@ -46,7 +55,7 @@ struct SchedulerOptions {
   std::vector<TenantOptions> tenants = {{}};
   int32_t max_batch_tokens = 512;  // of one model's forward pass
   int32_t max_batch_seqs = 64;     // rows of all jobs together
-  int32_t max_waiting = 256;       // jobs in line
+  int32_t max_waiting = 256;       // jobs in line, of all tenants together
   int32_t encoder_slots = 1;       // encoders that may be stopped half way at once, at least 1
   int64_t target_step_us = 0;
   int64_t starvation_us = 30'000'000;
@@ -64,8 +73,9 @@ struct StepPlan {
 class SchedulerListener {
  public:
   virtual ~SchedulerListener() = default;
-  virtual void OnAdd(JobId id, const JobSpec& spec, int64_t now_us) = 0;
-  virtual void OnRefuse(const JobSpec& spec, int64_t now_us) = 0;
+  // `request`: as Add was told it.
+  virtual void OnAdd(JobId id, const JobSpec& spec, int64_t now_us, std::string_view request) = 0;
+  virtual void OnRefuse(const JobSpec& spec, int64_t now_us, std::string_view request) = 0;
   virtual void OnRemove(JobId id) = 0;
   virtual void OnAdmit(JobId id, int64_t now_us) = 0;
   virtual void OnPreempt(JobId id) = 0;
@@ -90,7 +100,8 @@ class Scheduler {
 
   // Queues a job. RESOURCE_EXHAUSTED with both numbers when it could never run, or the line is
   // full; DEADLINE_EXCEEDED with the predicted time when its first token would come too late.
-  absl::StatusOr<JobId> Add(const JobSpec& spec, int64_t now_us);
+  // `request` is for the listener alone: whose job it is.
+  absl::StatusOr<JobId> Add(const JobSpec& spec, int64_t now_us, std::string_view request = {});
   // Takes a waiting or admitted job out and gives its reservation back. REQUIRES: an admitted job's
   // blocks have been released.
   void Remove(JobId id);
@@ -111,6 +122,10 @@ class Scheduler {
   const Prices& prices(int32_t model) const { return models_[model].prices; }
   JobCost cost(JobId id) const;  // REQUIRES: it was not removed
 
+  // The most jobs of a tenant that may be in line: its own limit. Without one, half of the line,
+  // so that no tenant shuts the others out; the whole line while no other tenant is known, that is
+  // configured or ever seen.
+  int32_t MostWaiting(int32_t tenant) const;
   int32_t waiting() const { return line_.size(); }
   int32_t waiting(int32_t tenant) const { return line_.size_of(tenant); }
   int32_t running() const { return static_cast<int32_t>(running_.size()); }
@@ -119,13 +134,16 @@ class Scheduler {
   const SchedulerOptions& options() const { return options_; }
   void CheckInvariants() const;  // O(jobs)
 
+  static constexpr int32_t kMostEarly = 2;
+
  private:
   struct Job {
     JobId id = 0;
     JobSpec spec;
     int64_t order = 0;
     int64_t arrival_us = 0;
-    int64_t expected = 0;       // context set aside at the next admission
+    int32_t reserve = 0;  // blocks to set aside at the next admission
+    int32_t preemptions = 0;
     int64_t fill_left_ns = 0;   // predicted encode and prefill work not yet done
     int32_t running_idx = -1;   // into running_, or -1: waits
     bool has_features = false;  // its feature slots are set aside: from admission until it goes
@@ -155,25 +173,30 @@ class Scheduler {
     int32_t priority = 0, slot = 0;
   };
 
+  void Know(int32_t tenant);
   const Job& Of(JobId id) const;
   Job& Of(JobId id) { return const_cast<Job&>(std::as_const(*this).Of(id)); }
   int32_t BlocksAt(const JobSpec& spec, int64_t rows, int64_t context) const;
   int64_t FillNs(const JobSpec& spec) const;
   bool CanStart(const Job& job) const;
   int32_t HolderOfFeaturesFor(const Job& job) const;
-  void Start(int32_t slot, int32_t reserve, int64_t now_us);
+  void Start(int32_t slot, int64_t now_us);
   void Stop(Job& job);  // takes it out of running_ and gives back what it has set aside
   static bool IsBehind(const Job& x, const Job& y);
-  // Sets aside what `r` comes to with `rows` rows at `context`; preempts jobs behind it if need be.
   void SetReserved(Running& r, int32_t blocks);
+  void SetKind(Running& r, WorkKind kind);
   void Bill(Job& job, int32_t blocks);
-  bool AllCanGrow();
+  void Extend(Running& r, int32_t more);
+  void Preempt(int32_t slot, absl::FunctionRef<void(JobId)> preempt);
   bool Grow(int32_t running_idx, int64_t rows, int64_t context,
             absl::FunctionRef<void(JobId)> preempt);
+  void Forgo(int32_t slot);
+  void GrowDecodes(absl::FunctionRef<void(JobId)> preempt);
+  void Unplan(int32_t running_idx);
   void PlanDecodes(absl::FunctionRef<void(JobId)> preempt);
   void PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt);
   void SumUp();
-  static void AddDecode(Work& work, const Running& r);
+  static void AddDecode(Work& work, const Running& r, int64_t times = 1);
   int64_t DecodeNs() const;
   Work WorkOf(const Running& r, WorkKind kind, int64_t amount) const;
   int64_t Largest(const Running& r, int64_t most, int64_t budget_ns) const;
@@ -190,12 +213,17 @@ class Scheduler {
   WaitingLine line_;
   std::vector<char> blocked_;  // by tenant, scratch of Admit
   std::vector<int32_t> tenant_running_, tenant_blocks_;
+  std::vector<char> tenant_known_;
+  int32_t known_tenants_ = 0;
   std::vector<int32_t> feature_slots_used_;  // by model
   std::vector<int32_t> features_waiting_;    // by model: of these, by preempted jobs
   std::vector<int32_t> free_encoder_slots_;
   std::vector<JobId> admitted_;
-  std::vector<JobId> order_scratch_;
-  std::vector<int32_t> grows_;  // into running_: decodes that need another block
+  PreemptionOrder preemption_order_;   // optimistic: of who is admitted and has blocks
+  std::vector<int32_t> grows_;         // slots of decodes that are at the end of their blocks
+  std::vector<int32_t> needs_;         // by slot: blocks that its next token takes; 0 between plans
+  std::vector<int64_t> tenant_needs_;  // their sums, by tenant
+  int64_t all_needs_ = 0;
   std::vector<int32_t> fills_;  // slots of who encodes or prefills
   std::vector<Candidate> candidates_;
   std::vector<int32_t> tokens_left_;     // by model, of this step
@@ -207,6 +235,8 @@ class Scheduler {
   std::vector<Work> decode_work_;      // by model, of this step
   StepPlan plan_;
   std::vector<int32_t> plan_idx_;  // by plan item: into running_
+  std::vector<int32_t> plan_at_;   // while it is made, by running_: into its items, or -1
+  int64_t fill_ns_ = 0;            // of its encodes and prefills, without the passes' fixed cost
   std::vector<int64_t> charges_;   // by tenant, scratch of Commit
   int64_t plan_us_ = 0;            // when it was made
   int64_t busy_us_ = 0;            // all steps' duration

@@ -20,7 +20,7 @@ namespace {
 
 using Json = nlohmann::json;
 
-constexpr int64_t kVersion = 1;
+constexpr int64_t kVersion = 2;
 constexpr std::array<std::string_view, 4> kKinds = {"none", "encode", "prefill", "decode"};
 
 // Ranges of what is read: beyond anything a device does, and small enough that sums of them stay
@@ -37,7 +37,7 @@ constexpr int kMaxNesting = 8;
 // The longest line but a plan's and the header's, and what one item of a plan takes.
 constexpr size_t kLineBytes = 4096, kItemBytes = 64;
 constexpr size_t kBufferBytes = 256 << 10;
-constexpr size_t kMaxNoteBytes = 256;
+constexpr size_t kMaxRequestBytes = 128;
 constexpr int64_t kFlushUs = 1'000'000;
 
 // Every field of a struct that is written and read, in one order. `f(name, field, low, high)`.
@@ -105,6 +105,7 @@ std::string HeaderLine(const TraceHeader& header) {
   for (const TenantOptions& t : o.tenants) {
     nlohmann::ordered_json tenant;
     ForEachTenantField(t, into(tenant));
+    tenant["known"] = t.known;
     tenants.push_back(std::move(tenant));
   }
   ForEachOption(o, into(options));
@@ -165,20 +166,6 @@ void TraceWriter::Number(std::string_view label, int64_t value) {
   Text({digits, static_cast<size_t>(end - digits)});
 }
 
-void TraceWriter::Spec(const JobSpec& spec) {
-  Text("\"spec\":");
-  char before = '{';
-  ForEachSpecField(spec, [&](std::string_view name, int64_t value, int64_t, int64_t) {
-    if (name == "deadline_us" && value == kNever) return;
-    Text({&before, 1});
-    Text("\"");
-    Text(name);
-    Number("\":", value);
-    before = ',';
-  });
-  Text("}");
-}
-
 void TraceWriter::PriceList(const Prices& prices) {
   char before = '{';
   ForEachPrice(prices, [&](std::string_view name, int64_t value, int64_t, int64_t) {
@@ -214,19 +201,40 @@ absl::Status TraceWriter::Close() {
   return status_;
 }
 
-void TraceWriter::OnAdd(JobId id, const JobSpec& spec, int64_t now_us) {
-  Number("{\"e\":\"add\",\"job\":", id);
-  Number(",\"t\":", now_us);
-  Text(",");
-  Spec(spec);
+void TraceWriter::Arrival(const JobSpec& spec, int64_t now_us, std::string_view request) {
+  Number("\"t\":", now_us);
+  if (!request.empty()) {
+    Text(",\"request\":\"");
+    for (const char c : request.substr(0, kMaxRequestBytes)) {
+      // What JSON or UTF-8 could stumble over is in no id of ours.
+      const bool plain = c >= ' ' && c <= '~' && c != '"' && c != '\\';
+      Text(plain ? std::string_view(&c, 1) : "?");
+    }
+    Text("\"");
+  }
+  Text(",\"spec\":");
+  char before = '{';
+  ForEachSpecField(spec, [&](std::string_view name, int64_t value, int64_t, int64_t) {
+    if (name == "deadline_us" && value == kNever) return;
+    Text({&before, 1});
+    Text("\"");
+    Text(name);
+    Number("\":", value);
+    before = ',';
+  });
+  Text("}");
   EndLine();
 }
 
-void TraceWriter::OnRefuse(const JobSpec& spec, int64_t now_us) {
-  Number("{\"e\":\"refuse\",\"t\":", now_us);
+void TraceWriter::OnAdd(JobId id, const JobSpec& spec, int64_t now_us, std::string_view request) {
+  Number("{\"e\":\"add\",\"job\":", id);
   Text(",");
-  Spec(spec);
-  EndLine();
+  Arrival(spec, now_us, request);
+}
+
+void TraceWriter::OnRefuse(const JobSpec& spec, int64_t now_us, std::string_view request) {
+  Text("{\"e\":\"refuse\",");
+  Arrival(spec, now_us, request);
 }
 
 void TraceWriter::OnRemove(JobId id) {
@@ -290,18 +298,6 @@ void TraceWriter::OnCommit(int64_t elapsed_us) {
   EndLine();
 }
 
-void TraceWriter::Annotate(JobId id, std::string_view text) {
-  Number("{\"e\":\"note\",\"job\":", id);
-  Text(",\"text\":\"");
-  for (const char c : text.substr(0, kMaxNoteBytes)) {
-    // What JSON or UTF-8 could stumble over is not worth keeping in a note.
-    const bool plain = c >= ' ' && c <= '~' && c != '"' && c != '\\';
-    Text(plain ? std::string_view(&c, 1) : "?");
-  }
-  Text("\"");
-  EndLine();
-}
-
 // ---- Reading
 
 namespace {
@@ -334,6 +330,10 @@ class Fields {
     if (field == nullptr) return;
     if (!field->is_string()) return Fail(absl::StrCat("'", name, "' must be a text"));
     out = field->get_ref<const std::string&>();
+  }
+  void OptionalText(const char* name, std::string& out) {
+    out.clear();
+    if (json_.is_object() && json_.contains(name)) Text(name, out);
   }
   void Kind(const char* name, WorkKind& out) {
     std::string text;
@@ -444,7 +444,9 @@ void ReadOptions(const Json& json, SchedulerOptions& o, std::string* wrong) {
   o.tenants.clear();
   for (const Json& in : fields.List("tenants")) {
     Fields of(in, wrong);
-    ForEachTenantField(o.tenants.emplace_back(), of.ForEach());
+    TenantOptions& tenant = o.tenants.emplace_back();
+    ForEachTenantField(tenant, of.ForEach());
+    of.Bool("known", tenant.known);
   }
   if (o.models.empty()) fields.Fail("'models' is empty");
   if (o.tenants.empty()) fields.Fail("'tenants' is empty");
@@ -455,8 +457,7 @@ void ReadEvent(const Json& json, TraceEvent& event, std::string* wrong) {
   static const std::pair<std::string_view, Kind> kNames[] = {
       {"add", Kind::kAdd},       {"refuse", Kind::kRefuse},   {"remove", Kind::kRemove},
       {"admit", Kind::kAdmit},   {"preempt", Kind::kPreempt}, {"work", Kind::kWork},
-      {"prices", Kind::kPrices}, {"plan", Kind::kPlan},       {"commit", Kind::kCommit},
-      {"note", Kind::kNote}};
+      {"prices", Kind::kPrices}, {"plan", Kind::kPlan},       {"commit", Kind::kCommit}};
   Fields fields(json, wrong);
   std::string name;
   fields.Text("e", name);
@@ -469,10 +470,10 @@ void ReadEvent(const Json& json, TraceEvent& event, std::string* wrong) {
   switch (event.kind) {
     case Kind::kAdd:
       job();
-      time();
-      return ReadSpec(fields.Object("spec"), event.spec, wrong);
+      [[fallthrough]];
     case Kind::kRefuse:
       time();
+      fields.OptionalText("request", event.request);
       return ReadSpec(fields.Object("spec"), event.spec, wrong);
     case Kind::kAdmit:
       job();
@@ -498,9 +499,6 @@ void ReadEvent(const Json& json, TraceEvent& event, std::string* wrong) {
       return ReadItems(fields.List("items"), event.plan.items, fields);
     case Kind::kCommit:
       return fields.Int("elapsed_us", event.elapsed_us, 0, kMaxTime);
-    case Kind::kNote:
-      job();
-      return fields.Text("text", event.text);
   }
 }
 

@@ -1,14 +1,16 @@
 // A scheduler's life as lines of JSON: a header with its options, then every call that changed it,
 // in order, and every plan. replay.h runs the same scheduler over it again.
 //
-//   {"e":"trace","version":1,"num_blocks":4096,"options":{...}}
-//   {"e":"add","job":16777216,"t":1200,"spec":{"model":0,"tenant":0,...}}   t: us, its clock
+//   {"e":"trace","version":2,"num_blocks":4096,"options":{...}}
+//   {"e":"add","job":16777216,"t":1200,"request":"gen-7","spec":{"model":0,"tenant":0,...}}
 //   {"e":"admit","job":16777216,"t":1200}
 //   {"e":"work","job":16777216,"kind":"prefill","amount":300,"context":0,"tables":1}
 //   {"e":"plan","t":1210,"predicted_ns":912000,"decode_ns":0,"items":[[16777216,"prefill",300]]}
 //   {"e":"commit","elapsed_us":940}
-// and refuse {spec, t}, remove {job}, preempt {job}, prices {model, prices}, note {job, text}. An
-// item is [job, kind, amount], of an encode [job, kind, amount, encoder slot].
+// and refuse {t, request, spec}, remove {job}, preempt {job}, prices {model, prices}. `t` is in
+// microseconds of its clock; `request`, which may be missing, is what the client was told: several
+// jobs may be of one request. An item is [job, kind, amount], of an encode [job, kind, amount,
+// encoder slot].
 #pragma once
 
 #include <cstdint>
@@ -45,8 +47,9 @@ class TraceWriter : public SchedulerListener {
   TraceWriter(const TraceWriter&) = delete;
   TraceWriter& operator=(const TraceWriter&) = delete;
 
-  void OnAdd(JobId id, const JobSpec& spec, int64_t now_us) override;
-  void OnRefuse(const JobSpec& spec, int64_t now_us) override;
+  // At most 128 bytes of `request` are kept.
+  void OnAdd(JobId id, const JobSpec& spec, int64_t now_us, std::string_view request) override;
+  void OnRefuse(const JobSpec& spec, int64_t now_us, std::string_view request) override;
   void OnRemove(JobId id) override;
   void OnAdmit(JobId id, int64_t now_us) override;
   void OnPreempt(JobId id) override;
@@ -55,16 +58,13 @@ class TraceWriter : public SchedulerListener {
   void OnPlan(const StepPlan& plan, int64_t now_us) override;
   void OnCommit(int64_t elapsed_us) override;
 
-  // For people who read the trace; at most 256 bytes of `text` are kept.
-  void Annotate(JobId id, std::string_view text);
-
   absl::Status Close();  // the first error of all writes; later calls are ignored
 
  private:
   TraceWriter(std::string path, FILE* file, size_t buffer_bytes);
   void Text(std::string_view text);
   void Number(std::string_view label, int64_t value);
-  void Spec(const JobSpec& spec);
+  void Arrival(const JobSpec& spec, int64_t now_us, std::string_view request);
   void PriceList(const Prices& prices);
   void EndLine();
   void Flush();
@@ -87,20 +87,19 @@ struct TraceEvent {
     kWork,
     kPrices,
     kPlan,
-    kCommit,
-    kNote
+    kCommit
   };
-  Kind kind = Kind::kNote;
+  Kind kind = Kind::kCommit;
   int64_t line = 0;
   JobId job = 0;
   int64_t now_us = 0;
+  std::string request;
   JobSpec spec;
   JobWork work;
   int32_t model = 0;
   Prices prices;
   StepPlan plan;
   int64_t elapsed_us = 0;
-  std::string text;
 };
 
 // Reads a trace that somebody else may have written: lines and nesting are bounded, every number is

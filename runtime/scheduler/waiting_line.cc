@@ -9,7 +9,7 @@ namespace sensorium {
 
 WaitingLine::WaitingLine(const std::vector<TenantOptions>& tenants, int64_t starvation_us,
                          int32_t num_slots)
-    : starvation_us_(starvation_us), nodes_(num_slots) {
+    : starvation_us_(starvation_us), nodes_(num_slots), by_age_(num_slots), by_urgency_(num_slots) {
   CHECK(!tenants.empty());
   for (const TenantOptions& options : tenants) {
     CHECK_GT(options.weight, 0);
@@ -25,23 +25,10 @@ bool WaitingLine::Before(const Entry& a, const Entry& b) {
 void WaitingLine::Push(int32_t slot, const Entry& entry) {
   Node& node = nodes_[slot];
   CHECK(!node.waiting) << slot;
-  Tenant& tenant = tenants_[entry.tenant];
   node = {.entry = entry, .waiting = true};
-  // New ones come last; a preempted one goes back to its place, near the front.
-  int32_t behind = -1, before = tenant.last;
-  while (before >= 0 && nodes_[before].entry.order > entry.order) {
-    behind = before;
-    before = nodes_[before].before;
-  }
-  node.before = before;
-  node.behind = behind;
-  (before < 0 ? tenant.first : nodes_[before].behind) = slot;
-  (behind < 0 ? tenant.last : nodes_[behind].before) = slot;
-  if (tenant.waiting == 0) {
-    tenant.best = slot;
-  } else if (tenant.best >= 0 && Before(entry, nodes_[tenant.best].entry)) {
-    tenant.best = slot;
-  }
+  Tenant& tenant = tenants_[entry.tenant];
+  by_age_.Insert(tenant.oldest, slot, older());
+  by_urgency_.Insert(tenant.best, slot, better());
   ++tenant.waiting;
   ++size_;
 }
@@ -49,29 +36,22 @@ void WaitingLine::Push(int32_t slot, const Entry& entry) {
 void WaitingLine::Erase(int32_t slot) {
   Node& node = nodes_[slot];
   CHECK(node.waiting) << slot;
-  Tenant& tenant = tenants_[node.entry.tenant];
-  (node.before < 0 ? tenant.first : nodes_[node.before].behind) = node.behind;
-  (node.behind < 0 ? tenant.last : nodes_[node.behind].before) = node.before;
-  if (tenant.best == slot) tenant.best = -1;
   node.waiting = false;
+  Tenant& tenant = tenants_[node.entry.tenant];
+  by_age_.Erase(tenant.oldest, slot, older());
+  by_urgency_.Erase(tenant.best, slot, better());
   --tenant.waiting;
   --size_;
 }
 
-int32_t WaitingLine::HeadOf(int32_t t, int64_t now_us) {
-  Tenant& tenant = tenants_[t];
+int32_t WaitingLine::HeadOf(int32_t t, int64_t now_us) const {
+  const Tenant& tenant = tenants_[t];
   if (tenant.waiting == 0) return -1;
-  if (now_us - nodes_[tenant.first].entry.arrival_us >= starvation_us_) return tenant.first;
-  if (tenant.best < 0) {
-    tenant.best = tenant.first;
-    for (int32_t slot = tenant.first; slot >= 0; slot = nodes_[slot].behind) {
-      if (Before(nodes_[slot].entry, nodes_[tenant.best].entry)) tenant.best = slot;
-    }
-  }
-  return tenant.best;
+  const bool starves = now_us - nodes_[tenant.oldest].entry.arrival_us >= starvation_us_;
+  return starves ? tenant.oldest : tenant.best;
 }
 
-int32_t WaitingLine::Head(int64_t now_us, const std::vector<char>& blocked) {
+int32_t WaitingLine::Head(int64_t now_us, const std::vector<char>& blocked) const {
   int32_t chosen = -1;
   for (int32_t t = 0; t < num_tenants(); ++t) {
     if (tenants_[t].waiting == 0 || blocked[t]) continue;
@@ -105,22 +85,20 @@ void WaitingLine::Charge(int32_t t, int64_t cost_ns) {
 void WaitingLine::CheckInvariants() const {
   int32_t total = 0;
   for (const Tenant& tenant : tenants_) {
-    int32_t count = 0;
-    int32_t before = -1;
-    for (int32_t slot = tenant.first; slot >= 0; slot = nodes_[slot].behind) {
-      CHECK(nodes_[slot].waiting);
-      CHECK_EQ(nodes_[slot].before, before);
-      CHECK(before < 0 || nodes_[before].entry.order < nodes_[slot].entry.order);
-      before = slot;
-      ++count;
-    }
-    CHECK_EQ(tenant.last, before);
-    CHECK_EQ(count, tenant.waiting);
-    CHECK_LE(count, tenant.active);
-    CHECK(tenant.best < 0 || nodes_[tenant.best].waiting);
-    total += count;
+    CHECK_LE(tenant.waiting, tenant.active);
+    CHECK_EQ(tenant.waiting == 0, tenant.oldest < 0);
+    CHECK_EQ(tenant.waiting == 0, tenant.best < 0);
+    total += tenant.waiting;
   }
   CHECK_EQ(total, size_);
+  for (int32_t slot = 0; slot < static_cast<int32_t>(nodes_.size()); ++slot) {
+    if (!nodes_[slot].waiting) continue;
+    --total;
+    const Tenant& tenant = tenants_[nodes_[slot].entry.tenant];
+    by_age_.CheckInvariants(tenant.oldest, slot, older());
+    by_urgency_.CheckInvariants(tenant.best, slot, better());
+  }
+  CHECK_EQ(total, 0);
 }
 
 }  // namespace sensorium

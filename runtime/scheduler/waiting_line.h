@@ -7,19 +7,21 @@
 // waited `starvation_us` goes before all of its tenant's younger ones whatever their priority, so
 // none waits longer than that plus the time of those already ahead of it.
 //
-// Storage is taken at construction. Engine thread only.
+// Storage is taken at construction. A change is O(log n), asking is O(tenants). Engine thread only.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "runtime/scheduler/job.h"
+#include "runtime/scheduler/leftist_forest.h"
 
 namespace sensorium {
 
 struct TenantOptions {
-  int32_t weight = 1000;                                      // of the share, in thousandths; > 0
-  int32_t max_waiting = std::numeric_limits<int32_t>::max();  // requests in line
+  int32_t weight = 1000;    // of the share, in thousandths; > 0
+  int32_t max_waiting = 0;  // requests in line; 0: Scheduler's default
+  bool known = false;       // even before its first request comes, see Scheduler::MostWaiting
   int32_t max_running = std::numeric_limits<int32_t>::max();  // requests admitted
   int32_t max_blocks = std::numeric_limits<int32_t>::max();   // KV blocks set aside
 };
@@ -42,8 +44,8 @@ class WaitingLine {
 
   // The job to admit next at `now_us`, or -1. Tenants for which `blocked[tenant]` is set are
   // passed over.
-  int32_t Head(int64_t now_us, const std::vector<char>& blocked);
-  int32_t HeadOf(int32_t tenant, int64_t now_us);
+  int32_t Head(int64_t now_us, const std::vector<char>& blocked) const;
+  int32_t HeadOf(int32_t tenant, int64_t now_us) const;
 
   // A tenant's work: `active` counts its waiting and admitted requests.
   void Enter(int32_t tenant);  // one more request; lifts an idle tenant's counter
@@ -60,7 +62,6 @@ class WaitingLine {
  private:
   struct Node {
     Entry entry;
-    int32_t before = -1, behind = -1;  // in the tenant's line, by order
     bool waiting = false;
   };
   struct Tenant {
@@ -68,14 +69,21 @@ class WaitingLine {
     int64_t counter = 0;  // virtual nanoseconds
     int32_t active = 0;
     int32_t waiting = 0;
-    int32_t first = -1, last = -1;  // by order
-    int32_t best = -1;              // by priority and deadline; -1: to be looked for
+    int32_t oldest = -1;  // slots, -1: nobody waits
+    int32_t best = -1;    // by priority and deadline
   };
+  auto older() const {
+    return [this](int32_t a, int32_t b) { return nodes_[a].entry.order < nodes_[b].entry.order; };
+  }
+  auto better() const {
+    return [this](int32_t a, int32_t b) { return Before(nodes_[a].entry, nodes_[b].entry); };
+  }
   static bool Before(const Entry& a, const Entry& b);
 
   const int64_t starvation_us_;
   std::vector<Tenant> tenants_;
-  std::vector<Node> nodes_;  // by slot
+  std::vector<Node> nodes_;            // by slot
+  LeftistForest by_age_, by_urgency_;  // a heap of each for each tenant
   int32_t size_ = 0;
   int64_t floor_ = 0;  // the lowest counter of the active tenants when last somebody was active
 };

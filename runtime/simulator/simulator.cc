@@ -12,6 +12,7 @@
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/kv_cache/block_table.h"
+#include "runtime/simulator/recorder.h"
 
 namespace sensorium {
 
@@ -23,7 +24,6 @@ constexpr int32_t kVision = 0, kSpeech = 1;  // models
 constexpr int64_t kMaxContext = 1 << 28;     // beyond any pool: refused, and no overflow on the way
 constexpr int64_t kSmallestChunk = 16;       // tokens that a prefill is cut to, scheduler.cc
 constexpr double kSpokenTokensPerSecond = 3;
-constexpr size_t kMoments = 150, kMaxMoments = 600;
 constexpr int kMaxEmptyPlans = 1000;
 constexpr int kProgressSteps = 1024;
 
@@ -75,8 +75,7 @@ class Simulation {
  public:
   Simulation(const Workload& workload, const DeviceProfile& profile,
              const SimulationOptions& options, std::vector<Arrival> arrivals)
-      : workload_(workload),
-        profile_(profile),
+      : profile_(profile),
         options_(options),
         arrivals_(std::move(arrivals)),
         blocks_(profile.kv_blocks),
@@ -84,29 +83,17 @@ class Simulation {
                    options.listener),
         cost_models_{CostModel(Scaled(profile.vision.prices, options.price_error)),
                      CostModel(Scaled(profile.speech.prices, options.price_error))},
-        random_(options.seed * 0x9e3779b97f4a7c15u + 1) {
-    begin_us_ = static_cast<int64_t>(options.warmup_s * 1e6);
-    end_us_ = std::max(begin_us_ + 1, static_cast<int64_t>(workload.duration_s * 1e6));
-    kinds_.resize(kNumRequestKinds);
-    for (int k = 0; k < kNumRequestKinds; ++k) {
-      kinds_[k].name = std::string(RequestKindName(static_cast<RequestKind>(k)));
-    }
-    for (const TenantMix& t : workload.tenants) {
-      TenantReport& tenant = report_.tenants.emplace_back();
-      tenant.name = t.name;
-      tenant.weight = t.weight;
-    }
-    report_.total.name = "all";
-    device_ns_.resize(workload.tenants.size());
-    moment_us_ = std::max<int64_t>(1, end_us_ / static_cast<int64_t>(kMoments));
-  }
+        random_(options.seed * 0x9e3779b97f4a7c15u + 1),
+        recorder_(workload, static_cast<int64_t>(options.warmup_s * 1e6), EndUs(workload, options)),
+        device_ns_(workload.tenants.size()) {}
 
   absl::StatusOr<SimulationRun> Run(absl::FunctionRef<void(double, double)> progress) {
     const auto start = Clock::now();
     int empty_plans = 0;
     for (int64_t turn = 0;; ++turn) {
       if (turn % kProgressSteps == 0) {
-        progress(static_cast<double>(now_us()) / 1e6, static_cast<double>(end_us_) / 1e6);
+        progress(static_cast<double>(now_us()) / 1e6,
+                 static_cast<double>(recorder_.end_us()) / 1e6);
       }
       Deliver();
       Expire();
@@ -125,8 +112,7 @@ class Simulation {
       const int64_t gap_ns = more ? arrivals_[next_].time_us * 1000 - now_ns_ : 1'000'000;
       Advance(std::max<int64_t>(gap_ns, 1000), /*busy=*/false);
     }
-    Finish();
-    SimulationRun run{.report = std::move(report_)};
+    SimulationRun run{.report = Finish()};
     run.wall_s = std::chrono::duration<double>(Clock::now() - start).count();
     run.host_us_per_plan = std::chrono::duration<double, std::micro>(host_).count() /
                            static_cast<double>(std::max<int64_t>(run.report.steps, 1));
@@ -143,14 +129,10 @@ class Simulation {
                                             scheduler_.waiting(), " wait"));
   }
 
-  // f(group) for every group that the request belongs to.
-  template <typename F>
-  void ForGroups(const Arrival& a, F&& f) {
-    f(report_.total);
-    f(kinds_[static_cast<int>(a.kind)]);
-    f(static_cast<GroupReport&>(report_.tenants[a.tenant]));
+  static int64_t EndUs(const Workload& workload, const SimulationOptions& options) {
+    const auto begin_us = static_cast<int64_t>(options.warmup_s * 1e6);
+    return std::max(begin_us + 1, static_cast<int64_t>(workload.duration_s * 1e6));
   }
-  bool InWindow(int64_t us) const { return us >= begin_us_ && us < end_us_; }
 
   // ---- Requests
 
@@ -216,8 +198,8 @@ class Simulation {
         free_.pop_back();
       }
       Request& r = requests_[slot];
-      r = {.arrival = a, .phases = PhasesOf(a), .counted = InWindow(a.time_us)};
-      if (r.counted) ForGroups(a, [](GroupReport& g) { ++g.arrived; });
+      r = {.arrival = a, .phases = PhasesOf(a), .counted = recorder_.InWindow(a.time_us)};
+      if (r.counted) recorder_.ForGroups(a, [](GroupReport& g) { ++g.arrived; });
       Submit(slot);
     }
   }
@@ -227,7 +209,7 @@ class Simulation {
     Request& r = requests_[slot];
     const absl::StatusOr<JobId> id = scheduler_.Add(SpecOf(r), now_us());
     if (!id.ok()) {
-      if (r.counted) ForGroups(r.arrival, [](GroupReport& g) { ++g.refused; });
+      if (r.counted) recorder_.ForGroups(r.arrival, [](GroupReport& g) { ++g.refused; });
       Leave(slot);
       return;
     }
@@ -250,7 +232,8 @@ class Simulation {
   // Admitted, perhaps again.
   void Start(Request& r) {
     if (!r.admitted && r.counted) {
-      ForGroups(r.arrival, [&](GroupReport& g) { g.queueing.Add(now_us() - r.arrival.time_us); });
+      recorder_.ForGroups(r.arrival,
+                          [&](GroupReport& g) { g.queueing.Add(now_us() - r.arrival.time_us); });
     }
     r.admitted = true;
     const int32_t size =
@@ -301,12 +284,12 @@ class Simulation {
       return;
     }
     if (r.counted) {
-      ForGroups(r.arrival, [&](GroupReport& g) {
+      recorder_.ForGroups(r.arrival, [&](GroupReport& g) {
         ++g.completed;
         g.end_to_end.Add(now_us() - r.arrival.time_us);
       });
     }
-    if (InWindow(now_us())) ++ended_in_window_;
+    recorder_.Answered(now_us());
     Leave(slot);
   }
 
@@ -322,16 +305,13 @@ class Simulation {
       device_ns_[r.arrival.tenant] += scheduler_.cost(id).total_ns();
       by_job_.erase(found);
       scheduler_.Remove(id);
-      if (r.counted) ForGroups(r.arrival, [](GroupReport& g) { ++g.expired; });
+      if (r.counted) recorder_.ForGroups(r.arrival, [](GroupReport& g) { ++g.expired; });
       Leave(slot);
     }
   }
 
-  // For Little's law: the time it was here, within the window.
   void Leave(int32_t slot) {
-    const int64_t from = std::max(requests_[slot].arrival.time_us, begin_us_);
-    const int64_t to = std::min(now_us(), end_us_);
-    if (to > from) in_system_us_ += static_cast<double>(to - from);
+    recorder_.Gone(requests_[slot].arrival.time_us, now_us());
     requests_[slot].phases.clear();
     free_.push_back(slot);
   }
@@ -345,20 +325,15 @@ class Simulation {
     host_ += Clock::now() - host_start;
     if (plan.items.empty()) return false;
     items_ = plan.items;
-    const int64_t predicted_ns = plan.predicted_ns;
-    dearest_decodes_ns_ = std::max(dearest_decodes_ns_, plan.decode_ns);
+    const int64_t predicted_ns = plan.predicted_ns, decode_ns = plan.decode_ns;
 
     const int64_t device_ns = RunDevice();
     const int64_t before_us = now_us();
     Advance(device_ns + options_.host_us * 1000, /*busy=*/true);
-    if (device_ns > 0) {
-      step_error_.Add(std::llround(1e6 * std::abs(static_cast<double>(predicted_ns - device_ns)) /
-                                   static_cast<double>(device_ns)));
-    }
+    recorder_.Step(predicted_ns, decode_ns, device_ns);
     const auto commit_start = Clock::now();
     scheduler_.Commit(now_us() - before_us);
     host_ += Clock::now() - commit_start;
-    ++report_.steps;
     for (const PlanItem& item : items_) Progress(item);
     for (int32_t m = 0; m < 2; ++m) scheduler_.SetPrices(m, PricesNow(m));
     return true;
@@ -442,13 +417,16 @@ class Simulation {
     ++r.produced;
     if (!r.now().is_heard) return;
     const int64_t now = now_us();
-    if (InWindow(now)) ForGroups(r.arrival, [](GroupReport& g) { ++g.output_tokens; });
+    if (recorder_.InWindow(now))
+      recorder_.ForGroups(r.arrival, [](GroupReport& g) { ++g.output_tokens; });
     if (r.counted) {
       if (!r.has_token) {
-        ForGroups(r.arrival, [&](GroupReport& g) { g.first_token.Add(now - r.arrival.time_us); });
+        recorder_.ForGroups(r.arrival,
+                            [&](GroupReport& g) { g.first_token.Add(now - r.arrival.time_us); });
       }
       if (r.last_token_us >= 0) {
-        ForGroups(r.arrival, [&](GroupReport& g) { g.inter_token.Add(now - r.last_token_us); });
+        recorder_.ForGroups(r.arrival,
+                            [&](GroupReport& g) { g.inter_token.Add(now - r.last_token_us); });
       }
     }
     r.has_token = true;
@@ -460,45 +438,10 @@ class Simulation {
   void Advance(int64_t ns, bool busy) {
     const int64_t from_us = now_us();
     now_ns_ += ns;
-    const int64_t to_us = now_us();
-    if (busy) {
-      busy_us_ += static_cast<double>(
-          std::max<int64_t>(0, std::min(to_us, end_us_) - std::max(from_us, begin_us_)));
-    }
-    if (from_us <= begin_us_ && to_us >= begin_us_) device_at_begin_ = DeviceNs();
-    if (from_us <= end_us_ && to_us >= end_us_) device_at_end_ = DeviceNs();
-    // Into the moments, each its part.
-    for (int64_t at = from_us; at < to_us;) {
-      const size_t moment = static_cast<size_t>(at / moment_us_);
-      const int64_t until = std::min(to_us, static_cast<int64_t>(moment + 1) * moment_us_);
-      if (moment >= kMaxMoments) {
-        HalveMoments();
-        continue;
-      }
-      if (moment >= report_.moments.size()) report_.moments.resize(moment + 1);
-      SimulationMoment& m = report_.moments[moment];
-      const double us = static_cast<double>(until - at);
-      m.waiting += us * scheduler_.waiting();
-      m.running += us * scheduler_.running();
-      m.utilisation += busy ? us : 0;
-      at = until;
-    }
-  }
-
-  void HalveMoments() {
-    moment_us_ *= 2;
-    std::vector<SimulationMoment>& all = report_.moments;
-    for (size_t i = 0; i < all.size(); ++i) {
-      const SimulationMoment m = all[i];
-      if (i % 2 == 0) {
-        all[i / 2] = m;
-      } else {
-        all[i / 2].waiting += m.waiting;
-        all[i / 2].running += m.running;
-        all[i / 2].utilisation += m.utilisation;
-      }
-    }
-    all.resize((all.size() + 1) / 2);
+    const int64_t to_us = now_us(), begin_us = recorder_.begin_us(), end_us = recorder_.end_us();
+    if (from_us <= begin_us && to_us >= begin_us) device_at_begin_ = DeviceNs();
+    if (from_us <= end_us && to_us >= end_us) device_at_end_ = DeviceNs();
+    recorder_.Pass(from_us, to_us, busy, scheduler_.waiting(), scheduler_.running());
   }
 
   // By tenant: of all that was and is.
@@ -510,36 +453,23 @@ class Simulation {
     return ns;
   }
 
-  void Finish() {
+  SimulationReport Finish() {
     if (device_at_begin_.empty()) device_at_begin_.resize(device_ns_.size());
     if (device_at_end_.empty()) device_at_end_ = DeviceNs();
-    const double window_s = static_cast<double>(end_us_ - begin_us_) / 1e6;
-    report_.window_s = window_s;
-    report_.simulated_s = static_cast<double>(now_us()) / 1e6;
-    for (GroupReport& kind : kinds_) {
-      if (kind.arrived > 0 || kind.output_tokens > 0) report_.kinds.push_back(std::move(kind));
+    for (size_t t = 0; t < device_at_end_.size(); ++t) device_at_end_[t] -= device_at_begin_[t];
+    SimulationReport report = recorder_.Finish(now_us(), device_at_end_);
+    report.preemptions = scheduler_.preemptions();
+    report.dearest_unit_us = DearestUnitNs() / 1000;
+    if (options_.target_step_us > 0) {
+      report.stall_bound_us =
+          report.dearest_decodes_us + std::max(options_.target_step_us, report.dearest_unit_us);
     }
-    double sum = 0, squares = 0;
-    int active = 0;
-    for (size_t t = 0; t < report_.tenants.size(); ++t) {
-      TenantReport& tenant = report_.tenants[t];
-      tenant.device_s = static_cast<double>(device_at_end_[t] - device_at_begin_[t]) / 1e9;
-      if (tenant.arrived == 0) continue;
-      const double share = tenant.device_s / tenant.weight;
-      sum += share;
-      squares += share * share;
-      ++active;
-    }
-    report_.fairness = squares > 0 ? sum * sum / (active * squares) : 1;
-    std::erase_if(report_.tenants, [](const TenantReport& t) {
-      return t.arrived == 0 && t.output_tokens == 0 && t.device_s == 0;
-    });
-    report_.requests_per_s = static_cast<double>(ended_in_window_) / window_s;
-    report_.tokens_per_s = static_cast<double>(report_.total.output_tokens) / window_s;
-    report_.utilisation = busy_us_ / 1e6 / window_s;
-    report_.mean_in_system = in_system_us_ / 1e6 / window_s;
-    report_.preemptions = scheduler_.preemptions();
+    CHECK_EQ(blocks_.used(), 0);
+    CHECK_EQ(blocks_.reserved(), 0);
+    return report;
+  }
 
+  int64_t DearestUnitNs() const {
     const Prices& vision = profile_.vision.prices;
     const Prices& speech = profile_.speech.prices;
     const auto chunk_ns = [&](const Prices& p, int64_t cross_len) {
@@ -559,40 +489,19 @@ class Simulation {
       unit_ns = std::max({unit_ns, PriceNs(speech, {.encode_units = 1}),
                           chunk_ns(speech, profile_.speech.cross_positions)});
     }
-    report_.dearest_unit_us = unit_ns / 1000;
-    report_.dearest_decodes_us = dearest_decodes_ns_ / 1000;
-    if (options_.target_step_us > 0) {
-      report_.stall_bound_us =
-          report_.dearest_decodes_us + std::max(options_.target_step_us, report_.dearest_unit_us);
-    }
-    report_.median_step_error = static_cast<double>(step_error_.QuantileUs(0.5)) / 1e6;
-    report_.p99_step_error = static_cast<double>(step_error_.QuantileUs(0.99)) / 1e6;
-    report_.moment_s = static_cast<double>(moment_us_) / 1e6;
-    const double width = static_cast<double>(moment_us_);
-    for (size_t i = 0; i < report_.moments.size(); ++i) {
-      SimulationMoment& m = report_.moments[i];
-      const double here =  // the last one may be cut short
-          std::clamp(static_cast<double>(now_us()) - static_cast<double>(i) * width, 1.0, width);
-      m.time_s = static_cast<double>(i) * report_.moment_s;
-      m.waiting /= here;
-      m.running /= here;
-      m.utilisation /= here;
-    }
-    CHECK_EQ(blocks_.used(), 0);
-    CHECK_EQ(blocks_.reserved(), 0);
+    return unit_ns;
   }
 
-  const Workload& workload_;
   const DeviceProfile& profile_;
   const SimulationOptions options_;
   const std::vector<Arrival> arrivals_;  // by time
   size_t next_ = 0;
-  int64_t begin_us_ = 0, end_us_ = 0;  // of the window
 
   BlockAllocator blocks_;
   Scheduler scheduler_;
   CostModel cost_models_[2];
   SimulationRandom random_;
+  Recorder recorder_;
 
   std::vector<Request> requests_;  // by slot, used again
   std::vector<int32_t> free_;
@@ -602,17 +511,10 @@ class Simulation {
   std::vector<PlanItem> items_;
 
   int64_t now_ns_ = 0;
-  std::vector<GroupReport> kinds_;
   std::vector<int64_t> device_ns_;  // by tenant, of jobs that have ended
   std::vector<int64_t> device_at_begin_, device_at_end_;
-  int64_t moment_us_ = 1;
-  int64_t ended_in_window_ = 0;
-  int64_t dearest_decodes_ns_ = 0;
   int64_t longest_prefilled_ = 0;
-  double busy_us_ = 0, in_system_us_ = 0;
-  LatencyHistogram step_error_;  // in millionths
   Clock::duration host_{};
-  SimulationReport report_;
 };
 
 }  // namespace

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "runtime/scheduler/job.h"
+#include "runtime/simulator/distribution.h"
 
 namespace sensorium {
 
@@ -17,34 +18,6 @@ enum class RequestKind : uint8_t { kPicture, kSpeech, kText };
 inline constexpr int kNumRequestKinds = 3;
 std::string_view RequestKindName(RequestKind kind);  // "picture", "speech", "text"
 absl::StatusOr<RequestKind> ParseRequestKind(const std::string& name);
-
-// SplitMix64 (Steele et al. 2014) and what is made of it: the C++ library's distributions differ
-// between implementations.
-class SimulationRandom {
- public:
-  explicit SimulationRandom(uint64_t seed) : state_(seed) {}
-  uint64_t Bits();
-  double Uniform();      // [0, 1)
-  double Exponential();  // of mean 1
-  double Normal();       // Box-Muller
- private:
-  uint64_t state_;
-};
-
-// Of whole numbers of at least 0.
-struct Distribution {
-  enum class Kind : uint8_t { kConstant, kUniform, kLognormal, kGeometric };
-  Kind kind = Kind::kConstant;
-  double a = 0;       // the constant; the least; the median; the mean
-  double b = 0;       // -; the most, included; sigma of the logarithm; -
-  double most = 1e9;  // of lognormal and geometric: cut to it
-
-  int64_t Draw(SimulationRandom& random) const;
-  double Mean() const;  // without the cut
-
-  // "120", "uniform:1:13", "lognormal:200:0.8", "geometric:64"; the last two may end in ":most".
-  static absl::StatusOr<Distribution> Parse(const std::string& text);
-};
 
 // One request, as the scheduler and a CSV file know it.
 struct Arrival {
@@ -72,9 +45,8 @@ struct TenantMix {
   std::string name = "default";
   double share = 1;       // of the requests
   int32_t weight = 1000;  // of the device, in thousandths
-  // Requests in line, and admitted. Where the common line is full of one tenant's requests the
-  // others are refused, whatever their weight: give each a part of it.
-  int32_t max_waiting = std::numeric_limits<int32_t>::max();
+  // Requests in line, and admitted. 0: half of the line, all of it where nobody else comes.
+  int32_t max_waiting = 0;
   int32_t max_running = std::numeric_limits<int32_t>::max();
 };
 

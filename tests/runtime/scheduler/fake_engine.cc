@@ -16,6 +16,7 @@ FakeEngine::FakeEngine(const SchedulerOptions& options, int32_t num_blocks, uint
   live_.reserve(slots);
   tokens_.resize(options.models.size());
   tenant_ns_.resize(options.tenants.size());
+  came_.resize(options.tenants.size());
 }
 
 FakeEngine::Job& FakeEngine::Get(JobId id) {
@@ -35,6 +36,14 @@ const FakeEngine::Job* FakeEngine::Find(JobId id) const {
 
 // ---- Requests come and go -----------------------------------------------------------------------
 
+int32_t FakeEngine::MostWaiting(int32_t tenant) {
+  came_[tenant] = true;
+  int32_t known = 0;
+  for (size_t t = 0; t < came_.size(); ++t) known += came_[t] || options_.tenants[t].known;
+  const int32_t own = options_.tenants[tenant].max_waiting, line = options_.max_waiting;
+  return own > 0 ? own : known == 1 ? line : line / 2 + line % 2;
+}
+
 absl::StatusOr<JobId> FakeEngine::Submit(const FakeRequest& request) {
   const JobSpec& spec = request.spec;
   const TenantOptions& tenant = options_.tenants[spec.tenant];
@@ -42,11 +51,12 @@ absl::StatusOr<JobId> FakeEngine::Submit(const FakeRequest& request) {
   const int64_t worst =
       spec.fixed_blocks +
       int64_t{spec.rows} * BlockTable::BlocksFor(spec.max_context, model.block_size);
+  const int32_t most_waiting = MostWaiting(spec.tenant);
   const bool room = worst <= std::min(blocks_.total(), tenant.max_blocks) &&
                     spec.rows <= std::min(options_.max_batch_seqs, options_.max_batch_tokens) &&
                     spec.feature_slots <= model.feature_slots &&
                     scheduler_.waiting() < options_.max_waiting &&
-                    scheduler_.waiting(spec.tenant) < tenant.max_waiting;
+                    scheduler_.waiting(spec.tenant) < most_waiting;
   const absl::StatusOr<JobId> id = scheduler_.Add(spec, now_us_);
   if (!id.ok()) {
     CHECK_EQ(room, absl::IsDeadlineExceeded(id.status())) << id.status();
@@ -64,6 +74,7 @@ absl::StatusOr<JobId> FakeEngine::Submit(const FakeRequest& request) {
   job.encoder_slot = -1;
   job.rounds_left = request.rounds;
   job.decoded = 0;
+  job.preemptions = 0;
   while (static_cast<int32_t>(job.tables.size()) < spec.rows) job.tables.emplace_back(blocks_, 1);
   live_.push_back(static_cast<int32_t>(i));
   return id;
@@ -153,11 +164,13 @@ void FakeEngine::OnPreempt(JobId id) {
     const bool same = other.request.spec.tenant == job.request.spec.tenant;
     last_of_tenant = last_of_tenant && !(same && behind);
   }
-  if (!job.parked) {  // who waits for a reader gives way before anybody
+  // Who waits for its reader goes before anybody, but so often and no more.
+  if (!job.parked || job.preemptions >= Scheduler::kMostEarly) {
     CHECK(!foremost && last_of_tenant) << id;
     const int32_t limit = options_.tenants[job.request.spec.tenant].max_blocks;
     CHECK(last_of_all || limit <= blocks_.total()) << id;
   }
+  ++job.preemptions;
   for (BlockTable& table : job.tables) table.Clear();
   job.fixed.Clear();
   job.admitted = false;

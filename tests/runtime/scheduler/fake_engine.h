@@ -55,7 +55,8 @@ class FakeEngine {
     JobWork work;
     int32_t encoder_slot = -1;
     int32_t rounds_left = 0;
-    int32_t decoded = 0;             // of this round
+    int32_t decoded = 0;  // of this round
+    int32_t preemptions = 0;
     bool planned = false;            // scratch of a step
     std::vector<BlockTable> tables;  // work.amount of those of a decode are alive
     BlockTable fixed;                // of spec.fixed_blocks; its block size is 1
@@ -95,6 +96,7 @@ class FakeEngine {
 
  private:
   Job& Get(JobId id);
+  int32_t MostWaiting(int32_t tenant);  // now that one of its requests comes
   void End(Job& job);
   void StartRound(Job& job);
   void Tell(Job& job);
@@ -115,6 +117,7 @@ class FakeEngine {
   std::vector<int32_t> tokens_;  // by model, scratch of CheckPlan
   StepPlan plan_;
   std::vector<JobId> preempted_;
+  std::vector<char> came_;  // by tenant
   bool rows_end_ = false;
   int64_t now_us_ = 1'000'000;
   int64_t finished_ = 0;

@@ -56,6 +56,7 @@ House RandomHouse(Dice& dice) {
   for (TenantOptions& tenant : options.tenants) {
     tenant.weight = dice.Uniform(1, 3000);
     if (dice.OneIn(3)) tenant.max_waiting = dice.Uniform(1, 4);
+    tenant.known = dice.OneIn(3);
     if (dice.OneIn(3)) tenant.max_running = dice.Uniform(1, 4);
     if (dice.OneIn(3)) tenant.max_blocks = dice.Uniform(house.num_blocks / 4 + 1, house.num_blocks);
   }

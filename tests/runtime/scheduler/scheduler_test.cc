@@ -383,7 +383,7 @@ TEST(SchedulerTest, WhenBlocksRunOutTheYoungestOfTheLowestPriorityIsPreempted) {
   EXPECT_THAT(house.preempted, IsEmpty());
   EXPECT_EQ(house.blocks.reserved(), 3);
   // Each needs a second block, then a third.
-  EXPECT_THAT(house.Step(), ElementsAre(Decode(youngest_but_high), Decode(old)));
+  EXPECT_THAT(house.Step(), ElementsAre(Decode(old), Decode(youngest_but_high)));
   EXPECT_THAT(house.preempted, IsEmpty());  // it sits the step out
   EXPECT_EQ(house.blocks.reserved(), 5);
   EXPECT_THAT(house.Step(), ElementsAre(Decode(youngest_but_high)));
@@ -419,6 +419,56 @@ TEST(SchedulerTest, APreemptedJobWaitsInItsOldPlaceAndIsAdmittedAgain) {
   house.scheduler.Remove(first);
   EXPECT_THAT(house.scheduler.Admit(house.now_us), ElementsAre(second, third));
   EXPECT_EQ(house.blocks.reserved(), 4);
+}
+
+// A reader that stopped reading, and one younger request after the other that needs its memory.
+TEST(SchedulerTest, AParkedJobGoesOutOfTurnTwiceAndThenOnlyInItsTurn) {
+  House house(Optimistic(1), 8);
+  const JobWork parked{.context = 3};
+  const JobId reader = house.Admitted({.max_context = 6, .expected_context = 3}, parked);
+  const int32_t reserved[] = {3, 4, 6};  // after so many preemptions; 6 is its worst case
+  int32_t preempted = 0;
+  for (int round = 0; round < 6; ++round) {
+    EXPECT_EQ(house.blocks.reserved(), reserved[preempted]);
+    const JobId young = house.Admitted({.max_context = 8, .expected_context = 1}, kDecodes);
+    int32_t decoded = 0;
+    for (int step = 0; step < 8; ++step) {
+      decoded += static_cast<int32_t>(house.Step().size());
+      for (const JobId id : house.preempted) EXPECT_EQ(id, reader);
+      preempted += static_cast<int32_t>(house.preempted.size());
+    }
+    EXPECT_EQ(decoded, round < 2 ? 8 : 2) << round;  // it is the younger one's turn to wait
+    EXPECT_EQ(preempted, std::min(round + 1, 2));
+    house.scheduler.Remove(young);
+    if (round < 2) {
+      EXPECT_THAT(house.scheduler.Admit(house.now_us), ElementsAre(reader));
+      house.scheduler.SetWork(reader, parked);
+    }
+  }
+  // One that is ahead of it still has its memory, for who does not read may never do.
+  const JobId urgent =
+      house.Admitted({.priority = 1, .max_context = 8, .expected_context = 1}, kDecodes);
+  for (int step = 0; step < 3; ++step) EXPECT_THAT(house.Step(), ElementsAre(Decode(urgent)));
+  EXPECT_THAT(house.preempted, ElementsAre(reader));
+}
+
+// Nothing of what was taken from it helps to admit it again.
+TEST(SchedulerTest, APreemptedJobWaitsUntilAnotherGivesSomethingBack) {
+  House house(Optimistic(1), 9);
+  const JobId old = house.Admitted({.max_context = 9, .expected_context = 3}, kDecodes);
+  const JobId other = house.Admitted({.max_context = 3}, kDecodes);
+  const JobId young = house.Admitted({.max_context = 9, .expected_context = 3}, kDecodes);
+  for (int step = 0; step < 3; ++step) house.Step();
+  house.scheduler.SetWork(other, {});
+  house.scheduler.SetWork(old, {.kind = WorkKind::kDecode, .amount = 1, .context = 3});
+  house.scheduler.SetWork(young, {.context = 3});
+  EXPECT_THAT(house.Step(), ElementsAre(Decode(old)));
+  EXPECT_THAT(house.preempted, ElementsAre(young));  // parked too, and younger than the other
+  EXPECT_THAT(house.scheduler.Admit(house.now_us), IsEmpty());
+  house.Step();
+  EXPECT_THAT(house.scheduler.Admit(house.now_us), IsEmpty());
+  house.scheduler.Remove(other);
+  EXPECT_THAT(house.scheduler.Admit(house.now_us), ElementsAre(young));
 }
 
 TEST(SchedulerTest, OptimisticAdmissionServesEverybodyInTheEnd) {
@@ -529,6 +579,40 @@ TEST(SchedulerTest, RefusesWhenATenantsLineIsFullWithBothNumbers) {
   house.Add({});
   EXPECT_THAT(house.Refusal({}), HasSubstr("1 requests of this tenant wait; its limit is 1"));
   house.Add({.tenant = 1});
+}
+
+TEST(SchedulerTest, ATenantAloneMayHaveTheWholeLine) {
+  House house({.tenants = {{}, {}, {}}, .max_waiting = 6});
+  for (int i = 0; i < 6; ++i) house.Add({.tenant = 1});
+  EXPECT_THAT(house.Refusal({.tenant = 1}), HasSubstr("6 requests wait; the limit is 6"));
+}
+
+TEST(SchedulerTest, NoTenantHasMoreThanHalfTheLineOnceAnotherIsKnown) {
+  House house({.tenants = {{}, {}, {}}, .max_batch_seqs = 1, .max_waiting = 6});
+  std::vector<JobId> flood;
+  for (int i = 0; i < 6; ++i) flood.push_back(house.Add({}));
+  // Who comes when the line is full is refused like everybody; but it is known from now on.
+  EXPECT_THAT(house.Refusal({.tenant = 1}), HasSubstr("6 requests wait; the limit is 6"));
+  for (int left = 5; left >= 3; --left) {
+    house.scheduler.Remove(flood[left]);
+    EXPECT_THAT(house.Refusal({}), HasSubstr(" requests of this tenant wait; its limit is 3"));
+    house.Add({.tenant = 1});
+  }
+  EXPECT_EQ(house.scheduler.waiting(0), 3);
+  EXPECT_EQ(house.scheduler.waiting(1), 3);
+}
+
+TEST(SchedulerTest, ATenantThatIsConfiguredIsKnownBeforeItComes) {
+  House house({.tenants = {{}, {.known = true}}, .max_waiting = 5});
+  for (int i = 0; i < 3; ++i) house.Add({});
+  EXPECT_THAT(house.Refusal({}), HasSubstr("3 requests of this tenant wait; its limit is 3"));
+  for (int i = 0; i < 2; ++i) house.Add({.tenant = 1});
+}
+
+TEST(SchedulerTest, ATenantsOwnLimitGoesBeforeTheHalf) {
+  House house({.tenants = {{.max_waiting = 5}, {.known = true}}, .max_waiting = 6});
+  for (int i = 0; i < 5; ++i) house.Add({});
+  EXPECT_THAT(house.Refusal({}), HasSubstr("5 requests of this tenant wait; its limit is 5"));
 }
 
 TEST(SchedulerTest, RefusesADeadlineThatCannotBeMetWithThePredictedTime) {

@@ -2,6 +2,7 @@
 
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/runtime/scheduler/traced_run.h"
@@ -15,6 +16,7 @@ TEST(TraceTest, EveryCallReadsBackAsItWasWritten) {
   TemporaryFile file;
   TraceHeader header = RandomHeader(3);
   header.options.tenants[1].max_blocks = 17;
+  header.options.tenants[1].known = true;
   header.options.chaos_seed = ~uint64_t{0};
   const JobSpec spec = {.model = 1,
                         .tenant = 2,
@@ -39,9 +41,9 @@ TEST(TraceTest, EveryCallReadsBackAsItWasWritten) {
     auto writer = TraceWriter::Open(file.path(), header);
     ASSERT_TRUE(writer.ok()) << writer.status();
     TraceWriter& w = **writer;
-    w.OnAdd(5, spec, 100);
-    w.OnAdd(6, JobSpec{}, 101);
-    w.OnRefuse(spec, 102);
+    w.OnAdd(5, spec, 100, "gen-1");
+    w.OnAdd(6, JobSpec{}, 101, "");
+    w.OnRefuse(spec, 102, "a \"name\"\n" + std::string(1000, 'x'));
     w.OnAdmit(5, 103);
     w.OnWork(5, {.kind = WorkKind::kPrefill, .amount = 10, .context = 3, .tables = 2});
     w.OnPrices(1, prices);
@@ -49,7 +51,6 @@ TEST(TraceTest, EveryCallReadsBackAsItWasWritten) {
     w.OnPlan(plan, 104);
     w.OnCommit(77);
     w.OnRemove(5);
-    w.Annotate(6, "a \"name\"\n");
     EXPECT_TRUE(w.Close().ok());
   }
   auto opened = TraceReader::Open(file.path());
@@ -64,6 +65,8 @@ TEST(TraceTest, EveryCallReadsBackAsItWasWritten) {
   EXPECT_EQ(r.header().options.models[1].prices, header.options.models[1].prices);
   ASSERT_EQ(r.header().options.tenants.size(), 3u);
   EXPECT_EQ(r.header().options.tenants[1].max_blocks, 17);
+  EXPECT_TRUE(r.header().options.tenants[1].known);
+  EXPECT_FALSE(r.header().options.tenants[2].known);
   EXPECT_EQ(r.header().options.tenants[2].max_running, std::numeric_limits<int32_t>::max());
 
   using Kind = TraceEvent::Kind;
@@ -78,13 +81,18 @@ TEST(TraceTest, EveryCallReadsBackAsItWasWritten) {
   EXPECT_EQ(e.line, 2);
   EXPECT_EQ(e.job, 5);
   EXPECT_EQ(e.now_us, 100);
+  EXPECT_EQ(e.request, "gen-1");
   EXPECT_EQ(e.spec.model, 1);
   EXPECT_EQ(e.spec.priority, -3);
   EXPECT_EQ(e.spec.deadline_us, 99);
   EXPECT_EQ(e.spec.feature_slots, 8);
   EXPECT_EQ(e.spec.cross_len, 12);
-  EXPECT_EQ(next(Kind::kAdd).spec.deadline_us, kNever);
-  EXPECT_EQ(next(Kind::kRefuse).spec.rows, 4);
+  e = next(Kind::kAdd);
+  EXPECT_EQ(e.spec.deadline_us, kNever);
+  EXPECT_EQ(e.request, "");
+  e = next(Kind::kRefuse);
+  EXPECT_EQ(e.spec.rows, 4);
+  EXPECT_EQ(e.request, "a ?name??" + std::string(119, 'x'));  // 128 bytes of it
   EXPECT_EQ(next(Kind::kAdmit).now_us, 103);
   EXPECT_EQ(next(Kind::kWork).work,
             (JobWork{.kind = WorkKind::kPrefill, .amount = 10, .context = 3, .tables = 2}));
@@ -98,10 +106,25 @@ TEST(TraceTest, EveryCallReadsBackAsItWasWritten) {
   EXPECT_EQ(e.plan.decode_ns, 45);
   EXPECT_EQ(next(Kind::kCommit).elapsed_us, 77);
   EXPECT_EQ(next(Kind::kRemove).job, 5);
-  EXPECT_EQ(next(Kind::kNote).text, "a ?name??");
   const auto end = r.Next();
   ASSERT_TRUE(end.ok());
   EXPECT_EQ(*end, nullptr);
+}
+
+TEST(TraceTest, ARequestIsFoundByTheIdItsClientWasTold) {
+  TemporaryFile file;
+  const TraceHeader header = RandomHeader(1);
+  auto writer = TraceWriter::Open(file.path(), header);
+  ASSERT_TRUE(writer.ok()) << writer.status();
+  BlockAllocator blocks(header.num_blocks);
+  Scheduler scheduler(header.options, blocks, writer->get());
+  const absl::StatusOr<JobId> id = scheduler.Add({.max_context = 9}, 5, "gen-41");
+  ASSERT_TRUE(id.ok());
+  EXPECT_FALSE(scheduler.Add({.max_context = 1 << 30}, 6, "gen-42").ok());
+  ASSERT_TRUE((*writer)->Close().ok());
+  EXPECT_THAT(file.Read(), HasSubstr(absl::StrCat("\n{\"e\":\"add\",\"job\":", *id,
+                                                  ",\"t\":5,\"request\":\"gen-41\",")));
+  EXPECT_THAT(file.Read(), HasSubstr("\n{\"e\":\"refuse\",\"t\":6,\"request\":\"gen-42\","));
 }
 
 TEST(TraceTest, AFullDiskIsToldOnceByClose) {
@@ -154,6 +177,7 @@ TEST(TraceTest, GarbageGivesAnErrorThatNamesFileAndLine) {
       {"{\"e\":\"plan\",\"t\":1,\"predicted_ns\":1,\"decode_ns\":1,\"items\":[[1,\"dance\",1]]}\n",
        ":2: a kind of work is"},
       {"{\"e\":\"add\",\"job\":1,\"t\":1,\"spec\":[]}\n", ":2: an object is expected"},
+      {"{\"e\":\"refuse\",\"t\":1,\"request\":7}\n", ":2: 'request' must be a text"},
       {std::string(100'000, '[') + "\n", ":2: nested too deep"},
       {std::string("{\"e\":\"remove\",\0\"job\":1}\n", 24), ":2: the line is cut off"},
   };
@@ -165,8 +189,8 @@ TEST(TraceTest, GarbageGivesAnErrorThatNamesFileAndLine) {
   EXPECT_THAT(ErrorOf(file), HasSubstr(":1: the file is empty"));
   file.Write("{\"e\":\"add\"}\n");
   EXPECT_THAT(ErrorOf(file), HasSubstr(":1: a trace begins with"));
-  file.Write("{\"e\":\"trace\",\"version\":2}\n");
-  EXPECT_THAT(ErrorOf(file), HasSubstr(":1: the trace has version 2; this program reads 1"));
+  file.Write("{\"e\":\"trace\",\"version\":1}\n");
+  EXPECT_THAT(ErrorOf(file), HasSubstr(":1: the trace has version 1; this program reads 2"));
   EXPECT_THAT(std::string(TraceReader::Open("/nowhere/x").status().message()),
               HasSubstr("/nowhere/x"));
   EXPECT_THAT(std::string(TraceReader::Open("/tmp").status().message()), HasSubstr("is no file"));

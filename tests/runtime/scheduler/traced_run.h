@@ -82,7 +82,7 @@ inline void RecordRun(uint64_t seed, int steps, const std::string& path) {
   std::map<JobId, Life> lives;
   BlockAllocator blocks(header.num_blocks);
   Scheduler scheduler(header.options, blocks, &writer);
-  int64_t now = 0;
+  int64_t now = 0, requests = 0;
   const auto tell = [&](JobId id, const Life& life) {
     JobWork work{.context = life.context};
     if (life.encode > 0) {
@@ -117,9 +117,9 @@ inline void RecordRun(uint64_t seed, int steps, const std::string& path) {
       if (life.spec.model == 0 && life.encode > 0) life.spec.feature_slots = 1;
       if (life.spec.model == 1) life.spec.cross_len = 50;
       if (up_to(5) == 0) life.spec.deadline_us = now + up_to(100'000);
-      const absl::StatusOr<JobId> id = scheduler.Add(life.spec, now);
+      const absl::StatusOr<JobId> id =
+          scheduler.Add(life.spec, now, "request-" + std::to_string(++requests));
       if (!id.ok()) continue;
-      writer.Annotate(*id, "request \"7\"");
       lives[*id] = life;
     }
     if (!lives.empty() && up_to(15) == 0) {

@@ -92,6 +92,20 @@ TEST(SimulatorTest, TenantsWeightedOneToTwoGetOneToTwoWhenSaturated) {
               r.tenants[1].device_s, r.fairness);
 }
 
+// A line that is full of one tenant's requests would refuse the other's, whatever its weight.
+TEST(SimulatorTest, ATenantThatFloodsTheLineGetsNobodyElseRefused) {
+  Workload w{.rate = 300, .duration_s = 60, .mix = *ParseMix("text")};
+  w.tenants = {{.name = "flood", .share = 99}, {.name = "quiet", .share = 1}};
+  const DeviceProfile profile = *LoadDeviceProfile("cpu-mini");
+  const SimulationReport r =
+      Simulated(w, profile, {.target_step_us = 30'000, .warmup_s = 5}).report;
+  ASSERT_EQ(r.tenants.size(), 2u);
+  EXPECT_GT(r.tenants[0].refused, r.tenants[0].completed);
+  EXPECT_GT(r.tenants[1].arrived, 50);
+  EXPECT_EQ(r.tenants[1].refused, 0);
+  EXPECT_LT(r.tenants[1].queueing.QuantileUs(0.99), r.tenants[0].queueing.QuantileUs(0.5));
+}
+
 TEST(SimulatorTest, EveryRequestEndsInOneWay) {
   Workload w{.rate = 60, .duration_s = 30, .mix = *ParseMix("picture:3,speech:2,text:5")};
   w.mix[0].deadline_ms = 3000;
