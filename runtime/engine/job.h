@@ -59,7 +59,7 @@ class JobClock {
     if (!first_token_) first_token_ = Clock::now();
   }
   void Add(WorkKind kind, int64_t us) {
-    (kind == WorkKind::kEncode   ? timing_.encode_us
+    (kind == WorkKind::kEncode    ? timing_.encode_us
      : kind == WorkKind::kPrefill ? timing_.prefill_us
                                   : timing_.decode_us) += us;
   }
@@ -116,8 +116,8 @@ class Job {
   virtual void RunEncode(int32_t units, TensorView state, Workspace& workspace) = 0;
   virtual void AddPrefill(int32_t tokens, StepBatch& batch) = 0;
   virtual void AddDecode(StepBatch& batch) = 0;
-  // After the forward pass that its AddPrefill or AddDecode went into. `logits` are the rows it asked
-  // for, in order, each `vocab` long; copies that its forks need go to `copies`.
+  // After the forward pass that its AddPrefill or AddDecode went into. `logits` are the rows it
+  // asked for, in order, each `vocab` long; copies that its forks need go to `copies`.
   virtual void OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) = 0;
   virtual bool Ended() const = 0;
   // Ends it early (or confirms its end): tells the reader and gives every block back. Idempotent.

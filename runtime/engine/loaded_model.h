@@ -57,7 +57,8 @@ struct LoadedModel {
   std::vector<std::pair<ContentHash, const void*>> windows_in_encoder;
   void TakeStepMemory(int32_t max_running);
 
-  int64_t expected_tokens = 0;  // of an answer, as they have been lately; engine thread only. 0: unknown
+  int64_t expected_tokens =
+      0;                   // of an answer, as they have been lately; engine thread only. 0: unknown
   ContentHash cache_root;  // of everything that is cached of this model: secret, model
 
   // Encode units are crops, or the stages of one audio window.

@@ -1,7 +1,6 @@
 #include "runtime/engine/step_loop.h"
 
 #include <algorithm>
-#include <random>
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
@@ -18,14 +17,6 @@ using Clock = StepLoop::Clock;
 
 int64_t NanosSince(Clock::time_point start) {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count();
-}
-
-// 32 random bytes: nobody outside can compute what the caches call a prompt.
-ContentHash RandomSecret() {
-  ContentHash secret;
-  std::random_device random;
-  for (uint8_t& byte : secret.bytes) byte = static_cast<uint8_t>(random());
-  return secret;
 }
 
 }  // namespace
@@ -53,7 +44,8 @@ std::function<void()> StepLoop::WakeFunction() const {
   return [waker = waker_] { waker->Wake(); };
 }
 
-// ---- Memory -------------------------------------------------------------------------------------------
+// ---- Memory
+// -------------------------------------------------------------------------------------------
 
 absl::StatusOr<std::unique_ptr<StepLoop>> StepLoop::Create(
     const EngineConfig& config, std::vector<TenantOptions> tenants, Backend& backend,
@@ -63,92 +55,8 @@ absl::StatusOr<std::unique_ptr<StepLoop>> StepLoop::Create(
   return loop;
 }
 
-// One arena of equal blocks for every kind of KV. The kind with the widest tokens gets block_tokens
-// of them in a block; the others as many (in sixteens) as fit.
-absl::Status StepLoop::TakeBlocks() {
-  if (config_.block_tokens < 16 || config_.block_tokens % 16 != 0) {
-    return absl::InvalidArgumentError(absl::StrCat("block_tokens is ", config_.block_tokens,
-                                                   ", expected a multiple of 16"));
-  }
-  std::vector<std::pair<KvCacheView*, KvLayout>> kinds;
-  for (const auto& model : models_) {
-    kinds.push_back({&model->self_kv, model->SelfLayout()});
-    if (model->is_whisper()) kinds.push_back({&model->cross_kv, model->CrossLayout()});
-  }
-  for (auto& [view, layout] : kinds) {
-    layout.block_size = config_.block_tokens;
-    block_bytes_ = std::max(block_bytes_, be_.KvBlockBytes(layout));
-  }
-  const int64_t num_blocks = static_cast<int64_t>(config_.kv_cache_bytes / block_bytes_);
-  if (num_blocks < 1 || num_blocks > INT32_MAX) {
-    return absl::InvalidArgumentError(absl::StrCat("kv_cache_bytes is ", config_.kv_cache_bytes,
-                                                   "; one block takes ", block_bytes_));
-  }
-  ASSIGN_OR_RETURN(arena_, be_.Allocate(num_blocks * block_bytes_));
-  for (auto& [view, layout] : kinds) {
-    while (true) {
-      KvLayout larger = layout;
-      larger.block_size += 16;
-      if (be_.KvBlockBytes(larger) > block_bytes_) break;
-      layout = larger;
-    }
-    *view = {.arena = arena_->data(),
-             .block_stride_bytes = block_bytes_,
-             .num_blocks = static_cast<int32_t>(num_blocks),
-             .layout = layout};
-  }
-  blocks_ = std::make_unique<BlockAllocator>(static_cast<int32_t>(num_blocks));
-  cache_ = std::make_unique<BlockCache>(
-      BlockCacheOptions{
-          .max_idle_prefix_blocks = config_.prefix_cache ? blocks_->total() : 0,
-          .max_idle_encoder_blocks = static_cast<int32_t>(std::min<size_t>(
-              config_.encoder_cache_bytes / block_bytes_, static_cast<size_t>(num_blocks)))},
-      *blocks_);
-  return absl::OkStatus();
-}
-
-// Image features, and what encoders keep between two stages.
-absl::Status StepLoop::TakeSlots() {
-  if (config_.encoder_slots < 1 || config_.image_slots < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("encoder_slots is ", config_.encoder_slots,
-                                                   " and image_slots ", config_.image_slots,
-                                                   "; each must be at least 1"));
-  }
-  const ContentHash secret = RandomSecret();
-  for (const auto& model : models_) {
-    model->cache_root = ContentHasher()
-                            .Update(std::span<const uint8_t>(secret.bytes))
-                            .Update(model->name)
-                            .Finish();
-    state_bytes_ = std::max(state_bytes_, (model->EncoderStateBytes() + 63) / 64 * 64);
-    if (model->is_whisper()) continue;
-    ASSIGN_OR_RETURN(model->feature_arena,
-                     be_.Allocate(config_.image_slots * model->FeatureSlotBytes()));
-    model->feature_cache.emplace(config_.image_slots, config_.max_batch_seqs + config_.max_waiting);
-  }
-  if (state_bytes_ > 0) {
-    ASSIGN_OR_RETURN(state_buffer_, be_.Allocate(config_.encoder_slots * state_bytes_));
-  }
-  return absl::OkStatus();
-}
-
 absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
-  RETURN_IF_ERROR(TakeBlocks());
-  RETURN_IF_ERROR(TakeSlots());
-  size_t workspace_bytes = 0;
-  int32_t vocab = 0;
-  for (const auto& model : models_) {
-    workspace_bytes =
-        std::max(workspace_bytes,
-                 model->WorkspaceBytes(config_.max_batch_tokens, config_.max_encode_units));
-    vocab = std::max(vocab, model->vocab_size());
-  }
-  ASSIGN_OR_RETURN(workspace_buffer_, be_.Allocate(workspace_bytes));
-  workspace_ = Workspace(workspace_buffer_->data(), workspace_bytes);
-  // A decode row asks for one row of logits, the end of a prompt for two at most.
-  max_logit_rows_ = 2 * config_.max_batch_seqs;
-  ASSIGN_OR_RETURN(logits_buffer_, be_.Allocate(sizeof(float) * max_logit_rows_ * vocab));
-
+  ASSIGN_OR_RETURN(memory_, EngineMemory::Take(config_, be_, models_));
   SchedulerOptions options{.models = {},
                            .tenants = std::move(tenants),
                            .max_batch_tokens = config_.max_batch_tokens,
@@ -162,7 +70,7 @@ absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
   steps_.resize(models_.size());
   for (size_t m = 0; m < models_.size(); ++m) {
     const LoadedModel& model = *models_[m];
-    steps_[m].host_logits.resize(static_cast<size_t>(max_logit_rows_) * model.vocab_size());
+    steps_[m].host_logits.resize(static_cast<size_t>(memory_.max_logit_rows) * model.vocab_size());
     costs_.emplace_back(GuessPrices(model));
   }
   TakeStepMemory();
@@ -172,30 +80,21 @@ absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
     options.models.push_back(
         {.block_size = model.self_kv.layout.block_size,
          // A window's stages may all be run in one call; crops share the workspace.
-         .max_encode_units =
-             model.is_whisper() ? model.UnitsPerWindow() : config_.max_encode_units,
+         .max_encode_units = model.is_whisper() ? model.UnitsPerWindow() : config_.max_encode_units,
          .feature_slots = model.is_whisper() ? 0 : config_.image_slots,
          .prices = costs_[m].prices()});
   }
   if (!config_.trace_path.empty()) {
-    ASSIGN_OR_RETURN(trace_, TraceWriter::Open(config_.trace_path,
-                                               {.options = options, .num_blocks = blocks_->total()}));
+    ASSIGN_OR_RETURN(
+        trace_, TraceWriter::Open(config_.trace_path,
+                                  {.options = options, .num_blocks = memory_.blocks->total()}));
   }
-  scheduler_ = std::make_unique<Scheduler>(options, *blocks_, trace_.get());
-  stats_.blocks_total = blocks_->total();
-  spdlog::info("{}: {} KV blocks of {} KiB, workspace {} MiB", be_.description(), blocks_->total(),
-               block_bytes_ >> 10, workspace_bytes >> 20);
+  scheduler_ = std::make_unique<Scheduler>(options, *memory_.blocks, trace_.get());
+  stats_.blocks_total = memory_.blocks->total();
+  spdlog::info("{}: {} KV blocks of {} KiB, workspace {} MiB", be_.description(),
+               memory_.blocks->total(), memory_.block_bytes >> 10,
+               memory_.workspace_buffer->size_bytes() >> 20);
   return absl::OkStatus();
-}
-
-CalibrationSpace StepLoop::SpaceForTrials() {
-  return {.workspace = workspace_,
-          .logits = logits_buffer_->data(),
-          .encoder_state = state_buffer_ ? state_buffer_->data() : nullptr,
-          .blocks = *blocks_,
-          .max_batch_tokens = config_.max_batch_tokens,
-          .max_batch_seqs = config_.max_batch_seqs,
-          .max_logit_rows = max_logit_rows_};
 }
 
 // The most that any step may hold, so that no step asks for more: the batches' arrays, and what the
@@ -205,8 +104,7 @@ void StepLoop::TakeStepMemory() {
   const int32_t seqs = config_.max_batch_seqs;
   for (size_t m = 0; m < models_.size(); ++m) {
     LoadedModel& model = *models_[m];
-    int32_t blocks =
-        BlockTable::BlocksFor(model.max_positions(), model.self_kv.layout.block_size);
+    int32_t blocks = BlockTable::BlocksFor(model.max_positions(), model.self_kv.layout.block_size);
     if (model.is_whisper()) {
       blocks = std::max(blocks, BlockTable::BlocksFor(model.whisper->config().audio_positions,
                                                       model.cross_kv.layout.block_size));
@@ -214,7 +112,7 @@ void StepLoop::TakeStepMemory() {
     steps_[m].batch.Reserve(seqs, tokens, blocks);
     steps_[m].entries.reserve(seqs);
     model.TakeStepMemory(config_.max_batch_seqs);
-    Rehearse(model, SpaceForTrials(), config_.max_encode_units);
+    Rehearse(model, memory_.SpaceForTrials(config_), config_.max_encode_units);
   }
   copies_.reserve(seqs);
 }
@@ -222,7 +120,7 @@ void StepLoop::TakeStepMemory() {
 void StepLoop::Calibrate() {
   for (size_t m = 0; m < models_.size(); ++m) {
     const Clock::time_point start = Clock::now();
-    const std::vector<Sample> samples = MeasureModel(*models_[m], SpaceForTrials());
+    const std::vector<Sample> samples = MeasureModel(*models_[m], memory_.SpaceForTrials(config_));
     costs_[m].Fit(samples);
     const Prices& p = costs_[m].prices();
     spdlog::info(
@@ -235,7 +133,8 @@ void StepLoop::Calibrate() {
   }
 }
 
-// ---- The thread ---------------------------------------------------------------------------------------
+// ---- The thread
+// ---------------------------------------------------------------------------------------
 
 void StepLoop::Start() {
   thread_ = std::thread([this] { Run(); });
@@ -259,7 +158,8 @@ StepLoop::~StepLoop() {
 }
 
 void StepLoop::Submit(std::unique_ptr<Job> job, int32_t tenant, Ticket ticket) {
-  job->Attach({.blocks = blocks_.get(), .cache = cache_.get(), .publisher = &publisher_});
+  job->Attach(
+      {.blocks = memory_.blocks.get(), .cache = memory_.cache.get(), .publisher = &publisher_});
   {
     std::lock_guard lock(mu_);
     submitted_.push_back({std::move(job), tenant, std::move(ticket)});
@@ -322,9 +222,9 @@ void StepLoop::TakeSubmissions() {
     spec.tenant = s.tenant;
     const int64_t now = Now();
     if (s.job->deadline()) {
-      spec.deadline_us = std::chrono::duration_cast<std::chrono::microseconds>(
-                             *s.job->deadline() - start_)
-                             .count();
+      spec.deadline_us =
+          std::chrono::duration_cast<std::chrono::microseconds>(*s.job->deadline() - start_)
+              .count();
     }
     const int64_t expected = models_[spec.model]->expected_tokens;
     if (expected > 0 && !models_[spec.model]->is_whisper()) {
@@ -412,12 +312,7 @@ bool StepLoop::Step() {
 
 void StepLoop::Encode(const PlanItem& item, Job& job) {
   const Clock::time_point start = Clock::now();
-  const TensorView state =
-      state_buffer_ ? TensorView(state_buffer_->data() + item.encoder_slot * state_bytes_,
-                                 DType::kFloat32,
-                                 {static_cast<int64_t>(state_bytes_ / sizeof(float))})
-                    : TensorView();
-  job.RunEncode(item.amount, state, workspace_);
+  job.RunEncode(item.amount, memory_.EncoderState(item.encoder_slot), memory_.workspace);
   const int64_t ns = NanosSince(start);
   job.clock().Add(WorkKind::kEncode, ns / 1000);
   Observe(job.model().index, {.encode_units = item.amount}, ns);
@@ -425,10 +320,8 @@ void StepLoop::Encode(const PlanItem& item, Job& job) {
 
 void StepLoop::AddToBatch(const PlanItem& item, Job& job) {
   ModelStep& step = steps_[job.model().index];
-  step.entries.push_back({.id = item.job,
-                          .job = &job,
-                          .kind = item.kind,
-                          .first_row = step.batch.logit_rows()});
+  step.entries.push_back(
+      {.id = item.job, .job = &job, .kind = item.kind, .first_row = step.batch.logit_rows()});
   const JobWork work = job.Pending();
   const int64_t n = item.amount, cross = job.spec().cross_len;
   step.work.forwards = 1;
@@ -449,19 +342,18 @@ void StepLoop::Forward(int32_t m) {
   LoadedModel& model = *models_[m];
   ModelStep& step = steps_[m];
   const int32_t rows = step.batch.logit_rows();
-  CHECK_LE(rows, max_logit_rows_);
-  const TensorView logits(logits_buffer_->data(), DType::kFloat32, {rows, model.vocab_size()});
+  CHECK_LE(rows, memory_.max_logit_rows);
+  const TensorView logits(memory_.logits->data(), DType::kFloat32, {rows, model.vocab_size()});
   if (model.is_whisper()) {
     model.whisper->Forward(logits, step.batch.Decoder(), model.self_kv, step.batch.Cross(),
-                           model.cross_kv, workspace_);
+                           model.cross_kv, memory_.workspace);
   } else {
-    model.molmo->llm->Forward(logits, step.batch.Decoder(), step.batch.FeatureAdds(),
-                              model.self_kv, workspace_);
+    model.molmo->llm->Forward(logits, step.batch.Decoder(), step.batch.FeatureAdds(), model.self_kv,
+                              memory_.workspace);
   }
   if (rows > 0) {
-    be_.CopyToHost(std::span(step.host_logits).first(static_cast<size_t>(rows) *
-                                                     model.vocab_size()),
-                   logits);
+    be_.CopyToHost(
+        std::span(step.host_logits).first(static_cast<size_t>(rows) * model.vocab_size()), logits);
   }
   const int64_t ns = NanosSince(start);
   for (const auto& entry : step.entries) entry.job->clock().Add(entry.kind, ns / 1000);
@@ -475,14 +367,13 @@ void StepLoop::Publish(int32_t m) {
   const size_t vocab = static_cast<size_t>(models_[m]->vocab_size());
   for (size_t i = 0; i < step.entries.size(); ++i) {
     const auto& entry = step.entries[i];
-    const int32_t end = i + 1 < step.entries.size() ? step.entries[i + 1].first_row
-                                                    : step.batch.logit_rows();
+    const int32_t end =
+        i + 1 < step.entries.size() ? step.entries[i + 1].first_row : step.batch.logit_rows();
     entry.job->clock().Charged(scheduler_->cost(entry.id));
-    entry.job->OnForward(
-        std::span<const float>(step.host_logits)
-            .subspan(static_cast<size_t>(entry.first_row) * vocab,
-                     static_cast<size_t>(end - entry.first_row) * vocab),
-        copies_);
+    entry.job->OnForward(std::span<const float>(step.host_logits)
+                             .subspan(static_cast<size_t>(entry.first_row) * vocab,
+                                      static_cast<size_t>(end - entry.first_row) * vocab),
+                         copies_);
   }
   // Before any table grows, while the sources still hold what the forks are to have.
   for (const BlockCopy& copy : copies_) be_.CopyKvBlock(models_[m]->self_kv, copy.to, copy.from);
@@ -515,11 +406,11 @@ void StepLoop::FailAll(const absl::Status& status) {
 
 void StepLoop::PublishStats() {
   scheduler_->CheckInvariants();
-  const BlockCacheStats prefix = cache_->stats(CacheClass::kPrefix);
-  const BlockCacheStats audio = cache_->stats(CacheClass::kEncoder);
+  const BlockCacheStats prefix = memory_.cache->stats(CacheClass::kPrefix);
+  const BlockCacheStats audio = memory_.cache->stats(CacheClass::kEncoder);
   std::lock_guard lock(mu_);
-  stats_.blocks_used = blocks_->used();
-  stats_.blocks_reserved = blocks_->reserved();
+  stats_.blocks_used = memory_.blocks->used();
+  stats_.blocks_reserved = memory_.blocks->reserved();
   stats_.requests_running = scheduler_->running();
   stats_.requests_waiting = scheduler_->waiting();
   stats_.steps = num_steps_;

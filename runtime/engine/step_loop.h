@@ -15,8 +15,8 @@
 
 #include "absl/status/status.h"
 #include "runtime/backend/backend.h"
-#include "runtime/engine/calibration.h"
 #include "runtime/engine/engine.h"
+#include "runtime/engine/engine_memory.h"
 #include "runtime/engine/job.h"
 #include "runtime/engine/loaded_model.h"
 #include "runtime/engine/publisher.h"
@@ -94,9 +94,6 @@ class StepLoop {
            std::span<const std::unique_ptr<LoadedModel>> models)
       : config_(config), be_(backend), models_(models) {}
   absl::Status TakeMemory(std::vector<TenantOptions> tenants);
-  absl::Status TakeBlocks();
-  absl::Status TakeSlots();
-  CalibrationSpace SpaceForTrials();
   void TakeStepMemory();
   void Calibrate();
 
@@ -121,12 +118,7 @@ class StepLoop {
   const Clock::time_point start_ = Clock::now();
 
   // Taken by TakeMemory; engine thread only from Start on
-  std::unique_ptr<DeviceBuffer> arena_, workspace_buffer_, logits_buffer_, state_buffer_;
-  size_t block_bytes_ = 0, state_bytes_ = 0;
-  Workspace workspace_;
-  int32_t max_logit_rows_ = 0;
-  std::unique_ptr<BlockAllocator> blocks_;
-  std::unique_ptr<BlockCache> cache_;
+  EngineMemory memory_;
   std::vector<CostModel> costs_;  // by model
   std::unique_ptr<TraceWriter> trace_;
   std::unique_ptr<Scheduler> scheduler_;
