@@ -62,6 +62,21 @@ Json TimesJson(const LatencyHistogram& h) {
           {"p99_us", h.QuantileUs(0.99)}, {"max_us", h.max_us()}};
 }
 
+// "63.1 %", of something
+std::string Share(int64_t part, int64_t whole) {
+  if (whole == 0) return "-";
+  return absl::StrFormat("%.1f %%", 100 * static_cast<double>(part) / static_cast<double>(whole));
+}
+
+Json CacheJson(const CacheUse& c) {
+  return {{"prompt_tokens", c.prompt_tokens},
+          {"cached_tokens", c.cached_tokens},
+          {"pictures", c.pictures},
+          {"cached_pictures", c.cached_pictures},
+          {"windows", c.windows},
+          {"cached_windows", c.cached_windows}};
+}
+
 Json GroupJson(const GroupReport& g) {
   return {{"name", g.name},
           {"arrived", g.arrived},
@@ -72,7 +87,8 @@ Json GroupJson(const GroupReport& g) {
           {"queueing", TimesJson(g.queueing)},
           {"first_token", TimesJson(g.first_token)},
           {"inter_token", TimesJson(g.inter_token)},
-          {"end_to_end", TimesJson(g.end_to_end)}};
+          {"end_to_end", TimesJson(g.end_to_end)},
+          {"cache", CacheJson(g.cache)}};
 }
 
 // Names come from files: what is not UTF-8 becomes U+FFFD.
@@ -139,6 +155,14 @@ std::string SimulationText(const BenchSetup& setup, const SimulationRun& run) {
                         "%d steps, %d preemptions; fairness %.3f (Jain, device time over weight)\n",
                         r.requests_per_s, r.tokens_per_s, r.window_s, 100 * r.utilisation,
                         r.mean_in_system, r.steps, r.preemptions, r.fairness);
+  const CacheUse& cache = r.total.cache;
+  absl::StrAppendFormat(&text,
+                        "found in the caches: %s of the prompts' tokens, %s of the pictures, %s of "
+                        "the audio windows; "
+                        "%d blocks evicted\n",
+                        Share(cache.cached_tokens, cache.prompt_tokens),
+                        Share(cache.cached_pictures, cache.pictures),
+                        Share(cache.cached_windows, cache.windows), r.evicted_blocks);
   if (o.target_step_us > 0) {
     absl::StrAppendFormat(
         &text,
@@ -198,6 +222,7 @@ std::string SimulationJson(const BenchSetup& setup, const SimulationRun& run) {
                   {"fairness", r.fairness},
                   {"steps", r.steps},
                   {"preemptions", r.preemptions},
+                  {"evicted_blocks", r.evicted_blocks},
                   {"stall_bound_us", r.stall_bound_us},
                   {"dearest_decodes_us", r.dearest_decodes_us},
                   {"dearest_unit_us", r.dearest_unit_us},
