@@ -145,7 +145,7 @@ std::string SimulationText(const BenchSetup& setup, const SimulationRun& run) {
   const SimulationOptions& o = setup.options;
   std::string text =
       absl::StrCat("device ", setup.profile.name,
-                   setup.profile.predicted ? " (predicted, not measured)" : "", "; policy ",
+                   setup.profile.predicted ? " (computed from published figures, never measured)" : "", "; policy ",
                    o.target_step_us > 0 ? absl::StrCat("budget, ", o.target_step_us, " us a step")
                                         : "first come, first served",
                    "; seed ", o.seed, "\n");
@@ -210,6 +210,7 @@ std::string SimulationJson(const BenchSetup& setup, const SimulationRun& run) {
   }
   return OneLine({{"profile", setup.profile.name},
                   {"predicted_profile", setup.profile.predicted},
+                  {"profile_source", setup.profile.source},
                   {"policy", setup.options.target_step_us > 0 ? "budget" : "first-come"},
                   {"target_step_us", setup.options.target_step_us},
                   {"seed", setup.options.seed},

@@ -124,6 +124,19 @@ TEST(CliBenchTest, ReportsReadAsTextJsonAndAPage) {
                           Not(HasSubstr("nan,")), Not(HasSubstr("inf,")), Not(HasSubstr(">-0<"))));
 }
 
+TEST(CliBenchTest, AProfileThatNobodyMeasuredSaysSo) {
+  BenchFlags flags{.profile = "predicted-a100-molmo-7b-d", .rate = 1, .duration_s = 2};
+  const auto setup = MakeBenchSetup(flags);
+  ASSERT_TRUE(setup.ok()) << setup.status();
+  const auto run = Simulate(setup->workload, setup->profile, setup->options);
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_THAT(SimulationText(*setup, *run), HasSubstr("never measured"));
+  EXPECT_THAT(SimulationHtml(*setup, *run), HasSubstr("never measured"));
+  const nlohmann::json json = nlohmann::json::parse(SimulationJson(*setup, *run));
+  EXPECT_EQ(json["predicted_profile"], true);
+  EXPECT_THAT(std::string(json["profile_source"]), HasSubstr("never measured"));
+}
+
 TEST(CliBenchTest, AReplaySaysThatAllWasReproducedOrWhatWasNot) {
   ReplayReport report{.jobs = 3, .plans = 40, .steps = 39};
   EXPECT_THAT(ReplayText(report), AllOf(StartsWith("40 plans, 39 of them carried out"),
