@@ -22,7 +22,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int64_t kSmallestChunk = 16;  // tokens that a prefill is cut to, scheduler.cc
 constexpr int kMaxEmptyPlans = 1000;
 constexpr int kProgressSteps = 1024;
 
@@ -264,8 +263,9 @@ class Simulation {
       const int32_t model = job.phase().model;
       if (item.kind == WorkKind::kPrefill) {
         const JobWork work = job.Pending();
-        longest_prefilled_ = std::max(
-            longest_prefilled_, work.context + std::min<int64_t>(work.amount, kSmallestChunk));
+        longest_prefilled_ =
+            std::max(longest_prefilled_,
+                     work.context + std::min<int64_t>(work.amount, Scheduler::kSmallestChunk));
       }
       const Work work = job.Take(item);
       Work& sum = item.kind == WorkKind::kEncode ? encode[model] : forward[model];
@@ -374,9 +374,9 @@ class Simulation {
     const Prices& speech = profile_.speech.prices;
     const auto chunk_ns = [&](const Prices& p, int64_t cross_len) {
       return PriceNs(p, {.forwards = 1,
-                         .prefill_tokens = kSmallestChunk,
-                         .prefill_context = kSmallestChunk * longest_prefilled_,
-                         .cross_positions = kSmallestChunk * cross_len});
+                         .prefill_tokens = Scheduler::kSmallestChunk,
+                         .prefill_context = Scheduler::kSmallestChunk * longest_prefilled_,
+                         .cross_positions = Scheduler::kSmallestChunk * cross_len});
     };
     bool pictures = false, sounds = false;
     for (const Arrival& a : arrivals_) {
