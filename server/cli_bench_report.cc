@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "nlohmann/json.hpp"
+#include "server/text_table.h"
 
 namespace sensorium {
 
@@ -25,23 +26,6 @@ std::string Quantiles(const LatencyHistogram& h) {
   return absl::StrCat(Time(static_cast<double>(h.QuantileUs(0.5))), " / ",
                       Time(static_cast<double>(h.QuantileUs(0.9))), " / ",
                       Time(static_cast<double>(h.QuantileUs(0.99))));
-}
-
-std::string Table(const std::vector<std::vector<std::string>>& rows) {
-  std::vector<size_t> widths(rows[0].size());
-  for (const auto& row : rows) {
-    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  std::string table;
-  for (const auto& row : rows) {
-    std::string line;
-    for (size_t i = 0; i < row.size(); ++i) {
-      line += row[i] + std::string(widths[i] - row[i].size() + 2, ' ');
-    }
-    line.resize(line.find_last_not_of(' ') + 1);
-    table += line + "\n";
-  }
-  return table;
 }
 
 std::vector<std::string> Row(const GroupReport& g) {
@@ -143,12 +127,13 @@ std::string ReplayJson(const ReplayReport& r) {
 std::string SimulationText(const BenchSetup& setup, const SimulationRun& run) {
   const SimulationReport& r = run.report;
   const SimulationOptions& o = setup.options;
-  std::string text =
-      absl::StrCat("device ", setup.profile.name,
-                   setup.profile.predicted ? " (computed from published figures, never measured)" : "", "; policy ",
-                   o.target_step_us > 0 ? absl::StrCat("budget, ", o.target_step_us, " us a step")
-                                        : "first come, first served",
-                   "; seed ", o.seed, "\n");
+  std::string text = absl::StrCat(
+      "device ", setup.profile.name,
+      setup.profile.predicted ? " (computed from published figures, never measured)" : "",
+      "; policy ",
+      o.target_step_us > 0 ? absl::StrCat("budget, ", o.target_step_us, " us a step")
+                           : "first come, first served",
+      "; seed ", o.seed, "\n");
   absl::StrAppendFormat(&text,
                         "%.2f requests/s, %.1f tokens/s over %.1f s; device %.1f %% busy; %.2f "
                         "requests in the system\n"
@@ -186,7 +171,7 @@ std::string SimulationText(const BenchSetup& setup, const SimulationRun& run) {
     }
   }
   rows.push_back(Row(r.total));
-  text += "\n" + Table(rows);
+  text += "\n" + TextTable(rows);
   absl::StrAppendFormat(&text, "\n%.1f us a plan on this machine; simulated %.1f s in %.2f s\n",
                         run.host_us_per_plan, r.simulated_s, run.wall_s);
   return text;
