@@ -104,8 +104,11 @@ absl::Status ReadMix(const Reader& in, const YAML::Node& node, Workload& workloa
                         {"weight", in.Number(mix.weight, 0, 1e9)},
                         {"image_crops", in.Lengths(mix.image_crops)},
                         {"audio_ms", in.Lengths(mix.audio_ms)},
+                        {"media", in.Lengths(mix.media)},
                         {"prompt_tokens", in.Lengths(mix.prompt_tokens)},
+                        {"system_tokens", in.Lengths(mix.system_tokens)},
                         {"output_tokens", in.Lengths(mix.output_tokens)},
+                        {"rows", in.Lengths(mix.rows)},
                         {"priority", in.Number(mix.priority, -1e6, 1e6)},
                         {"deadline_ms", in.Number(mix.deadline_ms, 0, 1e9)}});
 }
@@ -150,7 +153,9 @@ absl::Status ReadFile(const std::string& path, Workload& w, SimulationOptions& o
   const ReadNode device = keys({{"profile", in.Text(c.profile)},
                                 {"noise", in.Number(o.noise, 0, 3)},
                                 {"price_error", in.Number(o.price_error, 0.001, 1000)},
-                                {"host_us", in.Number(o.host_us, 0, 1e6)}});
+                                {"host_us", in.Number(o.host_us, 0, 1e6)},
+                                {"prefix_cache", in.Bool(o.prefix_cache)},
+                                {"encoder_cache_share", in.Number(o.encoder_cache_share, 0, 1)}});
   try {
     RETURN_IF_ERROR(in.Keys(YAML::LoadFile(path), {{"arrivals", arrivals},
                                                    {"mix", mix},

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "nlohmann/json.hpp"
+#include "server/text_table.h"
 
 namespace sensorium {
 
@@ -27,23 +28,6 @@ std::string Quantiles(const LatencyHistogram& h) {
                       Time(static_cast<double>(h.QuantileUs(0.99))));
 }
 
-std::string Table(const std::vector<std::vector<std::string>>& rows) {
-  std::vector<size_t> widths(rows[0].size());
-  for (const auto& row : rows) {
-    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  std::string table;
-  for (const auto& row : rows) {
-    std::string line;
-    for (size_t i = 0; i < row.size(); ++i) {
-      line += row[i] + std::string(widths[i] - row[i].size() + 2, ' ');
-    }
-    line.resize(line.find_last_not_of(' ') + 1);
-    table += line + "\n";
-  }
-  return table;
-}
-
 std::vector<std::string> Row(const GroupReport& g) {
   return {g.name,
           absl::StrCat(g.arrived),
@@ -62,6 +46,21 @@ Json TimesJson(const LatencyHistogram& h) {
           {"p99_us", h.QuantileUs(0.99)}, {"max_us", h.max_us()}};
 }
 
+// "63.1 %", of something
+std::string Share(int64_t part, int64_t whole) {
+  if (whole == 0) return "-";
+  return absl::StrFormat("%.1f %%", 100 * static_cast<double>(part) / static_cast<double>(whole));
+}
+
+Json CacheJson(const CacheUse& c) {
+  return {{"prompt_tokens", c.prompt_tokens},
+          {"cached_tokens", c.cached_tokens},
+          {"pictures", c.pictures},
+          {"cached_pictures", c.cached_pictures},
+          {"windows", c.windows},
+          {"cached_windows", c.cached_windows}};
+}
+
 Json GroupJson(const GroupReport& g) {
   return {{"name", g.name},
           {"arrived", g.arrived},
@@ -72,7 +71,8 @@ Json GroupJson(const GroupReport& g) {
           {"queueing", TimesJson(g.queueing)},
           {"first_token", TimesJson(g.first_token)},
           {"inter_token", TimesJson(g.inter_token)},
-          {"end_to_end", TimesJson(g.end_to_end)}};
+          {"end_to_end", TimesJson(g.end_to_end)},
+          {"cache", CacheJson(g.cache)}};
 }
 
 // Names come from files: what is not UTF-8 becomes U+FFFD.
@@ -127,18 +127,27 @@ std::string ReplayJson(const ReplayReport& r) {
 std::string SimulationText(const BenchSetup& setup, const SimulationRun& run) {
   const SimulationReport& r = run.report;
   const SimulationOptions& o = setup.options;
-  std::string text =
-      absl::StrCat("device ", setup.profile.name,
-                   setup.profile.predicted ? " (predicted, not measured)" : "", "; policy ",
-                   o.target_step_us > 0 ? absl::StrCat("budget, ", o.target_step_us, " us a step")
-                                        : "first come, first served",
-                   "; seed ", o.seed, "\n");
+  std::string text = absl::StrCat(
+      "device ", setup.profile.name,
+      setup.profile.predicted ? " (computed from published figures, never measured)" : "",
+      "; policy ",
+      o.target_step_us > 0 ? absl::StrCat("budget, ", o.target_step_us, " us a step")
+                           : "first come, first served",
+      "; seed ", o.seed, "\n");
   absl::StrAppendFormat(&text,
                         "%.2f requests/s, %.1f tokens/s over %.1f s; device %.1f %% busy; %.2f "
                         "requests in the system\n"
                         "%d steps, %d preemptions; fairness %.3f (Jain, device time over weight)\n",
                         r.requests_per_s, r.tokens_per_s, r.window_s, 100 * r.utilisation,
                         r.mean_in_system, r.steps, r.preemptions, r.fairness);
+  const CacheUse& cache = r.total.cache;
+  absl::StrAppendFormat(&text,
+                        "found in the caches: %s of the prompts' tokens, %s of the pictures, %s of "
+                        "the audio windows; "
+                        "%d blocks evicted\n",
+                        Share(cache.cached_tokens, cache.prompt_tokens),
+                        Share(cache.cached_pictures, cache.pictures),
+                        Share(cache.cached_windows, cache.windows), r.evicted_blocks);
   if (o.target_step_us > 0) {
     absl::StrAppendFormat(
         &text,
@@ -162,7 +171,7 @@ std::string SimulationText(const BenchSetup& setup, const SimulationRun& run) {
     }
   }
   rows.push_back(Row(r.total));
-  text += "\n" + Table(rows);
+  text += "\n" + TextTable(rows);
   absl::StrAppendFormat(&text, "\n%.1f us a plan on this machine; simulated %.1f s in %.2f s\n",
                         run.host_us_per_plan, r.simulated_s, run.wall_s);
   return text;
@@ -186,6 +195,7 @@ std::string SimulationJson(const BenchSetup& setup, const SimulationRun& run) {
   }
   return OneLine({{"profile", setup.profile.name},
                   {"predicted_profile", setup.profile.predicted},
+                  {"profile_source", setup.profile.source},
                   {"policy", setup.options.target_step_us > 0 ? "budget" : "first-come"},
                   {"target_step_us", setup.options.target_step_us},
                   {"seed", setup.options.seed},
@@ -198,6 +208,7 @@ std::string SimulationJson(const BenchSetup& setup, const SimulationRun& run) {
                   {"fairness", r.fairness},
                   {"steps", r.steps},
                   {"preemptions", r.preemptions},
+                  {"evicted_blocks", r.evicted_blocks},
                   {"stall_bound_us", r.stall_bound_us},
                   {"dearest_decodes_us", r.dearest_decodes_us},
                   {"dearest_unit_us", r.dearest_unit_us},

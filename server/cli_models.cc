@@ -1,5 +1,4 @@
 // `sensorium models`: what a server, or a checkpoint directory, has to offer.
-#include <algorithm>
 #include <memory>
 
 #include "absl/strings/str_cat.h"
@@ -8,6 +7,7 @@
 #include "runtime/base/status_macros.h"
 #include "server/cli.h"
 #include "server/cli_engine.h"
+#include "server/text_table.h"
 
 namespace sensorium {
 
@@ -77,20 +77,7 @@ std::string ModelsTable(const v1::ListModelsResponse& models) {
                                                  "PARAMETERS", "CONTEXT", "VOCABULARY", "INPUT",
                                                  "LANGUAGES", "WINDOW"}};
   for (const v1::Model& model : models.models()) rows.push_back(Row(model));
-  std::vector<size_t> widths(rows[0].size(), 0);
-  for (const auto& row : rows) {
-    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  std::string table;
-  for (const auto& row : rows) {
-    std::string line;
-    for (size_t i = 0; i < row.size(); ++i) {
-      line += row[i] + std::string(widths[i] - row[i].size() + 2, ' ');
-    }
-    line.resize(line.find_last_not_of(' ') + 1);
-    table += line + "\n";
-  }
-  return table;
+  return TextTable(rows);
 }
 
 std::string ModelJson(const v1::Model& m) {

@@ -135,8 +135,13 @@ class Scheduler {
   void CheckInvariants() const;  // O(jobs)
 
   static constexpr int32_t kMostEarly = 2;
+  static constexpr int64_t kSmallestChunk = 16;  // tokens: below it a pass is mostly its fixed cost
 
  private:
+  static constexpr int64_t kLeastShare = 8;  // of the target goes to encodes and prefills at least
+  static constexpr int kSlotBits = 24;       // of a job id; the rest counts up
+  static int32_t SlotOf(JobId id) { return static_cast<int32_t>(id & ((1 << kSlotBits) - 1)); }
+
   struct Job {
     JobId id = 0;
     JobSpec spec;

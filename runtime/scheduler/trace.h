@@ -35,7 +35,33 @@ struct TraceHeader {
   int32_t num_blocks = 0;
 };
 
-// Writes them. Engine thread only; allocates nothing after Open. What the disk refuses is told
+// What one line says; the fields that its kind has, see above.
+struct TraceEvent {
+  enum class Kind : uint8_t {
+    kAdd,
+    kRefuse,
+    kRemove,
+    kAdmit,
+    kPreempt,
+    kWork,
+    kPrices,
+    kPlan,
+    kCommit
+  };
+  Kind kind = Kind::kCommit;
+  int64_t line = 0;
+  JobId job = 0;
+  int64_t now_us = 0;
+  std::string request;
+  JobSpec spec;
+  JobWork work;
+  int32_t model = 0;
+  Prices prices;
+  StepPlan plan;
+  int64_t elapsed_us = 0;
+};
+
+// Writes a trace. Engine thread only; allocates nothing after Open. What the disk refuses is told
 // once, by Close; the scheduler is never held up by it. Whole lines reach the file: at least once a
 // second of the scheduler's clock, when the buffer is full, and at the end.
 class TraceWriter : public SchedulerListener {
@@ -62,10 +88,16 @@ class TraceWriter : public SchedulerListener {
 
  private:
   TraceWriter(std::string path, FILE* file, size_t buffer_bytes);
+  void Begin(TraceEvent::Kind kind);
+  void Name(std::string_view name);
+  void Field(std::string_view name, int64_t value);
+  void Field(std::string_view name, std::string_view text);  // plain text: nothing to escape
+  auto Numbers() {
+    return [this](std::string_view name, int64_t value, int64_t, int64_t) { Field(name, value); };
+  }
+  void Number(int64_t value);
   void Text(std::string_view text);
-  void Number(std::string_view label, int64_t value);
   void Arrival(const JobSpec& spec, int64_t now_us, std::string_view request);
-  void PriceList(const Prices& prices);
   void EndLine();
   void Flush();
 
@@ -74,32 +106,6 @@ class TraceWriter : public SchedulerListener {
   std::string buffer_;  // whole lines and the one being written; its capacity is never exceeded
   int64_t flushed_us_ = 0;
   absl::Status status_;
-};
-
-// What one line says; the fields that its kind has, see above.
-struct TraceEvent {
-  enum class Kind : uint8_t {
-    kAdd,
-    kRefuse,
-    kRemove,
-    kAdmit,
-    kPreempt,
-    kWork,
-    kPrices,
-    kPlan,
-    kCommit
-  };
-  Kind kind = Kind::kCommit;
-  int64_t line = 0;
-  JobId job = 0;
-  int64_t now_us = 0;
-  std::string request;
-  JobSpec spec;
-  JobWork work;
-  int32_t model = 0;
-  Prices prices;
-  StepPlan plan;
-  int64_t elapsed_us = 0;
 };
 
 // Reads a trace that somebody else may have written: lines and nesting are bounded, every number is

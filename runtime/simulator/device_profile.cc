@@ -3,12 +3,12 @@
 #include <fstream>
 #include <iterator>
 #include <sstream>
-#include <type_traits>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "nlohmann/json.hpp"
-#include "runtime/base/status_macros.h"
+#include "runtime/scheduler/field_reader.h"
+#include "runtime/scheduler/price_fields.h"
 
 namespace sensorium {
 
@@ -47,27 +47,32 @@ DeviceProfile CpuMini() {
                      .cross_positions = 400}};
 }
 
-// Molmo-7B-D with Whisper large-v3 in bfloat16 on one A100 SXM 80 GB, never measured. From NVIDIA's
-// data sheet (312 TFLOP/s dense, 2039 GB/s), the models' published configurations, and the shares
-// of those peaks that are usual: 80 % of bandwidth, 60 % of FLOP/s in large products, 50 % in an
-// encoder, 40 % in attention.
+// Molmo-7B-D with Whisper large-v3 in bfloat16 on one A100 SXM 80 GB: computed, never measured.
+//
+// Sources  NVIDIA A100 Tensor Core GPU data sheet (nvidia-a100-datasheet-us-nvidia-1758950-r4-web),
+//          A100 80GB SXM: 312 TFLOP/s of bfloat16 without sparsity, 2039 GB/s of HBM2e. The models:
+//          Qwen2 report, arXiv:2407.10671, table 1; Molmo, arXiv:2409.17146; CLIP ViT-L/14-336; and
+//          openai/whisper-large-v3's config.json.
+// Shares   of those peaks, as good kernels come to (a guess): 80 % of the bandwidth, so 1631 GB/s;
+//          of FLOP/s 60 % in large products, 187 T, 50 % in an encoder, 156 T, 40 % in attention,
+//          125 T.
 //   Qwen2-7B: 28 layers, hidden 3584, 28 heads and 4 KV heads of 128, ffn 18944, vocabulary 152064;
 //     7.07e9 weights a token passes through. forward: 14.1 GB / 1631 GB/s = 8.7 ms. Prefill token:
 //     14.1 GFLOP / 187 TFLOP/s = 75 us. KV: 57344 bytes a token / 1631 GB/s = 35 ns. Attention of
 //     one token to one other: 4 x 3584 x 28 = 0.4 MFLOP / 125 TFLOP/s = 3.2 ns.
-//   A crop: 577 positions through 23 layers of ViT-L/14 and the projector: 0.40 TFLOP / 156 TFLOP/s
-//     = 2.6 ms.
-//   Whisper large-v3: a window of 1500 positions through 32 layers of width 1280: 2.3 TFLOP, 14.6
-//   ms,
-//     in 8 stages. Decoder: 0.8e9 weights a token: 0.98 ms, 8.6 us; its KV 163840 bytes a position:
+//   A crop: 577 positions through 23 layers of ViT-L/14, 0.37 TFLOP, pooling and projector, 0.04:
+//     0.40 TFLOP / 156 TFLOP/s = 2.6 ms.
+//   Whisper large-v3: a window of 1500 positions through 32 layers of width 1280, 2.3 TFLOP, and the
+//     keys and values that 32 decoder layers read, 0.3: 2.6 TFLOP / 156 TFLOP/s = 16.6 ms, in 8
+//     stages. Decoder: 0.8e9 weights a token: 0.98 ms, 8.6 us; its KV 163840 bytes a position:
 //     100 ns.
 // Time is their sum, where a device overlaps reading weights with arithmetic: on the slow side. A
 // row that decodes costs its share of a product that is bound by weights, 10 us (a guess).
 DeviceProfile PredictedA100() {
   return {.name = "predicted-a100-molmo-7b-d",
           .source =
-              "predicted, not measured: Molmo-7B-D and Whisper large-v3, bfloat16, A100 SXM "
-              "80 GB, from published FLOP/s, bandwidth and model shapes",
+              "computed, never measured: Molmo-7B-D and Whisper large-v3, bfloat16, on an A100 SXM "
+              "80 GB, from the data sheet's FLOP/s and bandwidth and the published model shapes",
           .predicted = true,
           .kv_blocks = 54'000,  // of 917504 bytes: 50 GB, what weights and workspace leave
           .vision = {.prices = {.encode_unit_ps = 2'600'000'000,
@@ -77,7 +82,7 @@ DeviceProfile PredictedA100() {
                                 .decode_row_ps = 10'000'000,
                                 .decode_context_ps = 35'000},
                      .crop_tokens = 144},
-          .speech = {.prices = {.encode_unit_ps = 1'830'000'000,
+          .speech = {.prices = {.encode_unit_ps = 2'080'000'000,
                                 .forward_ps = 980'000'000,
                                 .prefill_token_ps = 8'600'000,
                                 .prefill_context_ps = 1'300,
@@ -89,20 +94,9 @@ DeviceProfile PredictedA100() {
                      .max_encode_units = 8}};
 }
 
-constexpr int64_t kMaxPs = 1'000'000'000'000'000;
 constexpr int64_t kMaxCount = 1 << 26;
 
-// Every field, in one order: `f(name, field, low, high)` for numbers.
-template <typename T, typename F>
-void ForEachPrice(T& p, F&& f) {
-  f("encode_unit_ps", p.encode_unit_ps, 0, kMaxPs);
-  f("forward_ps", p.forward_ps, 0, kMaxPs);
-  f("prefill_token_ps", p.prefill_token_ps, 0, kMaxPs);
-  f("prefill_context_ps", p.prefill_context_ps, 0, kMaxPs);
-  f("decode_row_ps", p.decode_row_ps, 0, kMaxPs);
-  f("decode_context_ps", p.decode_context_ps, 0, kMaxPs);
-  f("cross_position_ps", p.cross_position_ps, 0, kMaxPs);
-}
+// Every field, in one order: f(name, field, low, high) for numbers.
 template <typename T, typename F>
 void ForEachVisionField(T& v, F&& f) {
   f("block_size", v.block_size, 1, kMaxCount);
@@ -120,88 +114,44 @@ void ForEachSpeechField(T& s, F&& f) {
   f("prompt_tokens", s.prompt_tokens, 1, 100'000);
 }
 
-// Takes the fields out of an object; what is left over is an error.
-class Reader {
- public:
-  Reader(Json json, std::string path) : json_(std::move(json)), path_(std::move(path)) {
-    if (!json_.is_object()) Fail(absl::StrCat(Name(), " must be an object"));
-  }
-  template <typename T>
-  void Take(const char* name, T& out) {
-    if (!wrong_.empty() || !json_.contains(name)) return;
-    const Json& field = json_[name];
-    const bool fits = std::is_same_v<T, bool> ? field.is_boolean() : field.is_string();
-    if (!fits) return Fail(absl::StrCat(path_, name, " has the wrong type"));
-    out = field.get<T>();
-    json_.erase(name);
-  }
-  auto Numbers() {
-    return [this](const char* name, auto& out, int64_t low, int64_t high) {
-      if (!wrong_.empty() || !json_.contains(name)) return;
-      const Json& field = json_[name];
-      const bool in_range = field.is_number() && field.get<double>() >= static_cast<double>(low) &&
-                            field.get<double>() <= static_cast<double>(high);
-      if (!in_range) {
-        return Fail(
-            absl::StrCat(path_, name, " is ", field.dump(), "; allowed are ", low, " to ", high));
-      }
-      out = static_cast<std::remove_reference_t<decltype(out)>>(field.get<double>());
-      json_.erase(name);
-    };
-  }
-  template <typename F>
-  void Object(const char* name, F&& read) {
-    if (!wrong_.empty() || !json_.contains(name)) return;
-    Reader inner(json_[name], absl::StrCat(path_, name, "."));
-    if (inner.wrong_.empty()) read(inner);
-    const std::string wrong = inner.Finish();
-    if (!wrong.empty()) return Fail(wrong);
-    json_.erase(name);
-  }
-  std::string Finish() {
-    if (wrong_.empty() && !json_.empty()) {
-      Fail(absl::StrCat("there is no field ", path_, json_.begin().key()));
-    }
-    return wrong_;
-  }
-
- private:
-  std::string Name() const { return path_.empty() ? "a profile" : path_; }
-  void Fail(std::string what) {
-    if (wrong_.empty()) wrong_ = std::move(what);
-  }
-  Json json_;
-  const std::string path_;
-  std::string wrong_;
-};
-
 }  // namespace
 
 std::vector<std::string> BuiltInProfiles() { return {CpuMini().name, PredictedA100().name}; }
 
 absl::StatusOr<DeviceProfile> ParseDeviceProfile(const std::string& text,
                                                  const std::string& origin) {
+  using Parsed = FieldReader::Json;
   // Five deep at most; a file of a megabyte that nests deeper is not worth a stack.
-  const auto callback = [](int depth, Json::parse_event_t, Json&) { return depth <= 5; };
-  const Json json = Json::parse(text, callback, /*allow_exceptions=*/false);
+  const auto callback = [](int depth, Parsed::parse_event_t, Parsed&) { return depth <= 5; };
+  const Parsed json = Parsed::parse(text, callback, /*allow_exceptions=*/false);
   if (json.is_discarded()) return absl::InvalidArgumentError(absl::StrCat(origin, ": no JSON"));
   DeviceProfile profile;
-  Reader reader(json, "");
-  reader.Take("name", profile.name);
-  reader.Take("source", profile.source);
-  reader.Take("predicted", profile.predicted);
-  reader.Numbers()("kv_blocks", profile.kv_blocks, 1, kMaxCount);
-  const auto prices = [](Prices& p) { return [&p](Reader& in) { ForEachPrice(p, in.Numbers()); }; };
-  reader.Object("vision", [&](Reader& in) {
-    ForEachVisionField(profile.vision, in.Numbers());
-    in.Object("prices", prices(profile.vision.prices));
-  });
-  reader.Object("speech", [&](Reader& in) {
-    ForEachSpeechField(profile.speech, in.Numbers());
-    in.Object("prices", prices(profile.speech.prices));
-  });
-  std::string wrong = reader.Finish();
-  if (wrong.empty() && profile.kv_blocks == 0) wrong = "kv_blocks is missing";
+  std::string wrong;
+  FieldReader fields(json, &wrong);
+  if (fields.Asked("name")) fields.Text("name", profile.name);
+  if (fields.Asked("source")) fields.Text("source", profile.source);
+  if (fields.Asked("predicted")) fields.Bool("predicted", profile.predicted);
+  fields.Asked("kv_blocks");
+  fields.Int("kv_blocks", profile.kv_blocks, 1, kMaxCount);
+  const auto prices = [](FieldReader& model, Prices& out) {
+    if (model.Asked("prices")) {
+      FieldReader of = model.Object("prices");
+      ForEachPrice(out, of.Optional());
+      of.NoOthers();
+    }
+    model.NoOthers();
+  };
+  if (fields.Asked("vision")) {
+    FieldReader vision = fields.Object("vision");
+    ForEachVisionField(profile.vision, vision.Optional());
+    prices(vision, profile.vision.prices);
+  }
+  if (fields.Asked("speech")) {
+    FieldReader speech = fields.Object("speech");
+    ForEachSpeechField(profile.speech, speech.Optional());
+    prices(speech, profile.speech.prices);
+  }
+  fields.NoOthers();
   if (!wrong.empty()) return absl::InvalidArgumentError(absl::StrCat(origin, ": ", wrong));
   if (profile.name.empty()) profile.name = origin;
   return profile;

@@ -32,7 +32,7 @@ struct SpeechProfile {
 struct DeviceProfile {
   std::string name;
   std::string source;      // where the prices come from
-  bool predicted = false;  // from published figures: nobody has measured it
+  bool predicted = false;  // computed from published figures: nobody has measured it
   int32_t kv_blocks = 0;
   VisionLanguageProfile vision;
   SpeechProfile speech;

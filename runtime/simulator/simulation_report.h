@@ -9,6 +9,25 @@
 
 namespace sensorium {
 
+// What was found in the caches, of what was asked for: at a request's first admission, and for each
+// window of audio. A picture that somebody else is encoding counts as found.
+struct CacheUse {
+  int64_t prompt_tokens = 0, cached_tokens = 0;  // of the models that answer
+  int64_t pictures = 0, cached_pictures = 0;
+  int64_t windows = 0, cached_windows = 0;
+
+  CacheUse& operator+=(const CacheUse& o) {
+    prompt_tokens += o.prompt_tokens;
+    cached_tokens += o.cached_tokens;
+    pictures += o.pictures;
+    cached_pictures += o.cached_pictures;
+    windows += o.windows;
+    cached_windows += o.cached_windows;
+    return *this;
+  }
+  bool operator==(const CacheUse&) const = default;
+};
+
 // Of some of the requests that arrived in the window: from the end of the warm-up to the last
 // arrival.
 struct GroupReport {
@@ -19,6 +38,7 @@ struct GroupReport {
   LatencyHistogram first_token;  // arrival to the first token
   LatencyHistogram inter_token;  // from one token to the next; in speech within a window of audio
   LatencyHistogram end_to_end;   // arrival to the last token
+  CacheUse cache;
   bool operator==(const GroupReport&) const = default;
 };
 
@@ -44,6 +64,7 @@ struct SimulationReport {
   double mean_in_system = 0;                    // requests, over the window
   double fairness = 1;  // Jain's index of the tenants' device time over their weights
   int64_t steps = 0, preemptions = 0;
+  int64_t evicted_blocks = 0;  // of the caches, for others' sake
   // What a token that follows another may wait for, after scheduler.h: the dearest decodes of any
   // step, and the target or the dearest unit of work. 0 for first come, first served.
   int64_t stall_bound_us = 0;

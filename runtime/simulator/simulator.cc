@@ -4,15 +4,17 @@
 #include <chrono>
 #include <cmath>
 #include <functional>
+#include <memory>
 #include <queue>
+#include <string>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
 #include "runtime/base/status_macros.h"
-#include "runtime/kv_cache/block_table.h"
 #include "runtime/simulator/recorder.h"
+#include "runtime/simulator/simulated_job.h"
 
 namespace sensorium {
 
@@ -20,10 +22,6 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int32_t kVision = 0, kSpeech = 1;  // models
-constexpr int64_t kMaxContext = 1 << 28;     // beyond any pool: refused, and no overflow on the way
-constexpr int64_t kSmallestChunk = 16;       // tokens that a prefill is cut to, scheduler.cc
-constexpr double kSpokenTokensPerSecond = 3;
 constexpr int kMaxEmptyPlans = 1000;
 constexpr int kProgressSteps = 1024;
 
@@ -34,41 +32,17 @@ Prices Scaled(const Prices& p, double by) {
           scale(p.cross_position_ps)};
 }
 
-// A request's work on one model: encode, prefill and decode, once in each round.
-struct Phase {
-  int32_t model = kVision;
-  int32_t rounds = 1;
-  int32_t encode_units = 0;    // of a round
-  int64_t prefill_tokens = 1;  // of a round
-  int64_t output_tokens = 1;   // of all rounds
-  int64_t cross_len = 0;
-  bool is_heard = false;  // its tokens are the request's answer
-
-  int64_t OutputOf(int32_t round) const {
-    return std::max<int64_t>(1,
-                             output_tokens * (round + 1) / rounds - output_tokens * round / rounds);
-  }
-};
-
 struct Request {
   Arrival arrival;
-  std::vector<Phase> phases;
+  int64_t number = 0;
+  std::vector<SimulatedPhase> phases;
   size_t phase = 0;
-  JobId job = 0;
-  bool counted = false;   // arrived within the window
-  bool admitted = false;  // once
+  JobId id = 0;
+  std::unique_ptr<SimulatedJob> job;  // of this phase
+  bool counted = false;               // arrived within the window
+  bool admitted = false;              // once
   bool has_token = false;
   int64_t last_token_us = -1;  // of this round
-
-  // Of the phase that it is in.
-  int32_t round = 0;
-  int32_t encode_left = 0;
-  int64_t prefill_left = 0;
-  int64_t context = 0;             // tokens in its cache
-  int64_t produced = 0;            // of this round
-  std::vector<BlockTable> tables;  // the row's, and the encoder's
-
-  const Phase& now() const { return phases[phase]; }
 };
 
 class Simulation {
@@ -78,8 +52,9 @@ class Simulation {
       : profile_(profile),
         options_(options),
         arrivals_(std::move(arrivals)),
-        blocks_(profile.kv_blocks),
-        scheduler_(SimulatedSchedulerOptions(workload, profile, options), blocks_,
+        memory_(profile, options.prefix_cache, options.encoder_cache_share,
+                options.max_waiting + options.max_batch_seqs),
+        scheduler_(SimulatedSchedulerOptions(workload, profile, options), memory_.blocks,
                    options.listener),
         cost_models_{CostModel(Scaled(profile.vision.prices, options.price_error)),
                      CostModel(Scaled(profile.speech.prices, options.price_error))},
@@ -136,57 +111,6 @@ class Simulation {
 
   // ---- Requests
 
-  std::vector<Phase> PhasesOf(const Arrival& a) const {
-    std::vector<Phase> phases;
-    const SpeechProfile& speech = profile_.speech;
-    int64_t prompt = a.prompt_tokens;
-    if (a.audio_ms > 0 || a.kind == RequestKind::kSpeech) {
-      const int64_t windows = std::clamp<int64_t>(
-          (a.audio_ms + speech.window_ms - 1) / speech.window_ms, 1, kMaxContext);
-      const bool is_answer = a.kind == RequestKind::kSpeech;
-      const int64_t spoken =
-          std::llround(static_cast<double>(a.audio_ms) / 1000 * kSpokenTokensPerSecond);
-      phases.push_back(
-          {.model = kSpeech,
-           .rounds = static_cast<int32_t>(windows),
-           .encode_units = speech.window_stages,
-           .prefill_tokens = speech.prompt_tokens,
-           .output_tokens = std::max<int64_t>(is_answer ? a.output_tokens : spoken, windows),
-           .cross_len = speech.cross_positions,
-           .is_heard = is_answer});
-      if (is_answer) return phases;
-      prompt += spoken;
-    }
-    prompt += int64_t{a.image_crops} * profile_.vision.crop_tokens;
-    phases.push_back({.encode_units = a.image_crops,
-                      .prefill_tokens = std::clamp<int64_t>(prompt, 1, kMaxContext),
-                      .output_tokens = std::min<int64_t>(a.output_tokens, kMaxContext),
-                      .is_heard = true});
-    return phases;
-  }
-
-  JobSpec SpecOf(const Request& r) const {
-    const Phase& p = r.now();
-    const int64_t longest_output = p.OutputOf(p.rounds - 1) + (p.rounds > 1 ? 1 : 0);
-    JobSpec spec{.model = p.model,
-                 .tenant = r.arrival.tenant,
-                 .priority = r.arrival.priority,
-                 .deadline_us = r.arrival.deadline_us,
-                 .max_context = p.prefill_tokens + longest_output,
-                 .encode_units = int64_t{p.encode_units} * p.rounds,
-                 .prefill_tokens = p.prefill_tokens * p.rounds,
-                 .decode_tokens = p.output_tokens,
-                 .cross_len = p.cross_len};
-    if (p.model == kVision) {
-      spec.feature_slots = p.encode_units > 0 ? 1 : 0;
-      // A server knows what was asked for at most, and that most answers are half of it.
-      spec.expected_context = p.prefill_tokens + (longest_output + 1) / 2;
-    } else {
-      spec.fixed_blocks = BlockTable::BlocksFor(p.cross_len, profile_.speech.block_size);
-    }
-    return spec;
-  }
-
   void Deliver() {
     while (next_ < arrivals_.size() && arrivals_[next_].time_us <= now_us()) {
       const Arrival& a = arrivals_[next_++];
@@ -198,7 +122,10 @@ class Simulation {
         free_.pop_back();
       }
       Request& r = requests_[slot];
-      r = {.arrival = a, .phases = PhasesOf(a), .counted = recorder_.InWindow(a.time_us)};
+      r = {.arrival = a,
+           .number = static_cast<int64_t>(next_),
+           .phases = PhasesOf(a, profile_),
+           .counted = recorder_.InWindow(a.time_us)};
       if (r.counted) recorder_.ForGroups(a, [](GroupReport& g) { ++g.arrived; });
       Submit(slot);
     }
@@ -207,26 +134,18 @@ class Simulation {
   // Puts the request's phase in line, or refuses it.
   void Submit(int32_t slot) {
     Request& r = requests_[slot];
-    const absl::StatusOr<JobId> id = scheduler_.Add(SpecOf(r), now_us());
+    r.job = std::make_unique<SimulatedJob>(r.phases[r.phase], r.arrival, r.number, memory_);
+    const absl::StatusOr<JobId> id =
+        scheduler_.Add(r.job->spec(), now_us(), "arrival-" + std::to_string(r.number));
     if (!id.ok()) {
       if (r.counted) recorder_.ForGroups(r.arrival, [](GroupReport& g) { ++g.refused; });
       Leave(slot);
       return;
     }
-    r.job = *id;
-    by_job_[*id] = slot;
-    r.round = 0;
-    r.produced = 0;
-    EnterRound(r);
-    if (r.arrival.deadline_us != kNever) deadlines_.push({r.arrival.deadline_us, *id});
-  }
-
-  void EnterRound(Request& r) {
-    r.encode_left = r.now().encode_units;
-    r.prefill_left = r.now().prefill_tokens;
-    r.context = 0;
-    r.produced = 0;
+    r.id = *id;
     r.last_token_us = -1;
+    by_job_[*id] = slot;
+    if (r.arrival.deadline_us != kNever) deadlines_.push({r.arrival.deadline_us, *id});
   }
 
   // Admitted, perhaps again.
@@ -236,49 +155,40 @@ class Simulation {
                           [&](GroupReport& g) { g.queueing.Add(now_us() - r.arrival.time_us); });
     }
     r.admitted = true;
-    const int32_t size =
-        r.now().model == kVision ? profile_.vision.block_size : profile_.speech.block_size;
-    r.tables.emplace_back(blocks_, size);
-    if (r.now().cross_len > 0) {
-      r.tables.emplace_back(blocks_, size);
-      r.tables.back().Grow(r.now().cross_len);
-    }
+    r.job->Start(r.id);
     TellWork(r);
   }
 
   void TellWork(const Request& r) {
-    JobWork work{.context = r.context};
-    if (r.encode_left > 0) {
-      work.kind = WorkKind::kEncode;
-      work.amount = r.encode_left;
-    } else if (r.prefill_left > 0) {
-      work.kind = WorkKind::kPrefill;
-      work.amount = static_cast<int32_t>(r.prefill_left);
-    } else {
-      work.kind = WorkKind::kDecode;
-      work.amount = 1;
+    scheduler_.SetWork(r.id, r.job->Pending());
+    if (r.job->WaitsForAnother()) wait_for_another_.push_back(r.id);
+  }
+
+  // Of those whose picture another job encodes, or did when they were last asked.
+  void TellWaiting() {
+    std::vector<JobId> asked;
+    asked.swap(wait_for_another_);
+    for (const JobId id : asked) {
+      const auto found = by_job_.find(id);
+      if (found == by_job_.end() || !requests_[found->second].job->running()) continue;
+      TellWork(requests_[found->second]);
     }
-    scheduler_.SetWork(r.job, work);
   }
 
-  // Preempted: its blocks go, and what they held is computed again. Features of a picture stay; the
-  // keys of a window's encoder lay in blocks.
-  void Preempt(JobId id) {
-    Request& r = Of(id);
-    r.tables.clear();
-    if (r.now().cross_len > 0) r.encode_left = r.now().encode_units;
-    r.prefill_left = r.now().prefill_tokens + r.produced;
-    r.context = 0;
-  }
-
-  // Its phase is over, or all of it.
+  // Out of the scheduler, with all that it holds.
   void EndJob(Request& r) {
-    const int32_t slot = by_job_.at(r.job);
-    r.tables.clear();
-    device_ns_[r.arrival.tenant] += scheduler_.cost(r.job).total_ns();
-    by_job_.erase(r.job);
-    scheduler_.Remove(r.job);
-    r.job = 0;
+    r.job->End();
+    device_ns_[r.arrival.tenant] += scheduler_.cost(r.id).total_ns();
+    if (r.counted) {
+      recorder_.ForGroups(r.arrival, [&](GroupReport& g) { g.cache += r.job->cache_use(); });
+    }
+    by_job_.erase(r.id);
+    scheduler_.Remove(r.id);
+  }
+
+  void EndPhase(Request& r) {
+    const int32_t slot = by_job_.at(r.id);
+    EndJob(r);
     if (++r.phase < r.phases.size()) {
       Submit(slot);
       return;
@@ -299,12 +209,9 @@ class Simulation {
       deadlines_.pop();
       const auto found = by_job_.find(id);
       if (found == by_job_.end()) continue;
-      Request& r = requests_[found->second];
       const int32_t slot = found->second;
-      r.tables.clear();
-      device_ns_[r.arrival.tenant] += scheduler_.cost(id).total_ns();
-      by_job_.erase(found);
-      scheduler_.Remove(id);
+      Request& r = requests_[slot];
+      EndJob(r);
       if (r.counted) recorder_.ForGroups(r.arrival, [](GroupReport& g) { ++g.expired; });
       Leave(slot);
     }
@@ -313,6 +220,7 @@ class Simulation {
   void Leave(int32_t slot) {
     recorder_.Gone(requests_[slot].arrival.time_us, now_us());
     requests_[slot].phases.clear();
+    requests_[slot].job.reset();
     free_.push_back(slot);
   }
 
@@ -320,8 +228,10 @@ class Simulation {
 
   // False: there was nothing to do.
   bool Step() {
+    TellWaiting();
     const auto host_start = Clock::now();
-    const StepPlan& plan = scheduler_.Schedule(now_us(), [this](JobId id) { Preempt(id); });
+    const StepPlan& plan =
+        scheduler_.Schedule(now_us(), [this](JobId id) { Of(id).job->Preempt(); });
     host_ += Clock::now() - host_start;
     if (plan.items.empty()) return false;
     items_ = plan.items;
@@ -342,37 +252,34 @@ class Simulation {
   Prices PricesNow(int32_t model) const {
     const bool learns = options_.noise > 0 || options_.price_error != 1;
     if (learns) return cost_models_[model].prices();
-    return model == kVision ? profile_.vision.prices : profile_.speech.prices;
+    return model == kVisionModel ? profile_.vision.prices : profile_.speech.prices;
   }
 
   // The calls that the plan makes: for each model its encode units, and one forward pass.
   int64_t RunDevice() {
     Work encode[2], forward[2];
     for (const PlanItem& item : items_) {
-      Request& r = Of(item.job);
-      const Phase& phase = r.now();
-      const int64_t n = item.amount;
-      Work& w = forward[phase.model];
-      if (item.kind == WorkKind::kEncode) {
-        encode[phase.model].encode_units += n;
-        continue;
-      }
-      w.forwards = 1;
-      r.tables[0].Grow(r.context + n);
-      w.cross_positions += n * phase.cross_len;
+      SimulatedJob& job = *Of(item.job).job;
+      const int32_t model = job.phase().model;
       if (item.kind == WorkKind::kPrefill) {
-        w.prefill_tokens += n;
-        w.prefill_context += n * r.context + n * (n + 1) / 2;
-        const int64_t least = std::min(r.prefill_left, kSmallestChunk);
-        longest_prefilled_ = std::max(longest_prefilled_, r.context + least);
-      } else {
-        w.decode_rows += n;
-        w.decode_context += n * (r.context + 1);
+        const JobWork work = job.Pending();
+        longest_prefilled_ =
+            std::max(longest_prefilled_,
+                     work.context + std::min<int64_t>(work.amount, Scheduler::kSmallestChunk));
       }
+      const Work work = job.Take(item);
+      Work& sum = item.kind == WorkKind::kEncode ? encode[model] : forward[model];
+      sum.encode_units += work.encode_units;
+      sum.forwards = work.forwards;
+      sum.prefill_tokens += work.prefill_tokens;
+      sum.prefill_context += work.prefill_context;
+      sum.decode_rows += work.decode_rows;
+      sum.decode_context += work.decode_context;
+      sum.cross_positions += work.cross_positions;
     }
     int64_t total_ns = 0;
     for (int32_t m = 0; m < 2; ++m) {
-      const Prices& truth = m == kVision ? profile_.vision.prices : profile_.speech.prices;
+      const Prices& truth = m == kVisionModel ? profile_.vision.prices : profile_.speech.prices;
       for (const Work& work : {encode[m], forward[m]}) {
         int64_t ns = PriceNs(truth, work);
         if (ns == 0) continue;
@@ -389,36 +296,25 @@ class Simulation {
   // What the item's work has come to, now that the step is over.
   void Progress(const PlanItem& item) {
     Request& r = Of(item.job);
-    switch (item.kind) {
-      case WorkKind::kEncode:
-        r.encode_left -= item.amount;
-        if (r.encode_left == 0) TellWork(r);
-        return;
-      case WorkKind::kPrefill:
-        r.prefill_left -= item.amount;
-        r.context += item.amount;
-        if (r.prefill_left > 0) return;
-        break;
-      default:
-        r.context += 1;
-    }
-    TakeToken(r);
-    if (r.produced < r.now().OutputOf(r.round)) {
+    SimulatedJob& job = *r.job;
+    if (!job.Done(item)) return TellWork(r);
+    if (job.phase().is_answer) TakeToken(r);
+    if (!job.RoundIsOver()) {
       if (item.kind == WorkKind::kPrefill) TellWork(r);
-    } else if (++r.round < r.now().rounds) {
-      EnterRound(r);
+    } else if (job.NextRound()) {
+      r.last_token_us = -1;
       TellWork(r);
     } else {
-      EndJob(r);
+      EndPhase(r);
     }
   }
 
   void TakeToken(Request& r) {
-    ++r.produced;
-    if (!r.now().is_heard) return;
     const int64_t now = now_us();
+    // Beams come to one text; answers are all answered.
+    const int32_t tokens = r.arrival.kind == RequestKind::kSpeech ? 1 : r.arrival.rows;
     if (recorder_.InWindow(now))
-      recorder_.ForGroups(r.arrival, [](GroupReport& g) { ++g.output_tokens; });
+      recorder_.ForGroups(r.arrival, [&](GroupReport& g) { g.output_tokens += tokens; });
     if (r.counted) {
       if (!r.has_token) {
         recorder_.ForGroups(r.arrival,
@@ -464,8 +360,12 @@ class Simulation {
       report.stall_bound_us =
           report.dearest_decodes_us + std::max(options_.target_step_us, report.dearest_unit_us);
     }
-    CHECK_EQ(blocks_.used(), 0);
-    CHECK_EQ(blocks_.reserved(), 0);
+    for (const CacheClass c : {CacheClass::kPrefix, CacheClass::kEncoder}) {
+      report.evicted_blocks += memory_.cache.stats(c).evictions;
+    }
+    CHECK_EQ(memory_.blocks.used(), 0);
+    CHECK_EQ(memory_.blocks.reserved(), 0);
+    CHECK_EQ(memory_.features.pinned(), 0);
     return report;
   }
 
@@ -474,9 +374,9 @@ class Simulation {
     const Prices& speech = profile_.speech.prices;
     const auto chunk_ns = [&](const Prices& p, int64_t cross_len) {
       return PriceNs(p, {.forwards = 1,
-                         .prefill_tokens = kSmallestChunk,
-                         .prefill_context = kSmallestChunk * longest_prefilled_,
-                         .cross_positions = kSmallestChunk * cross_len});
+                         .prefill_tokens = Scheduler::kSmallestChunk,
+                         .prefill_context = Scheduler::kSmallestChunk * longest_prefilled_,
+                         .cross_positions = Scheduler::kSmallestChunk * cross_len});
     };
     bool pictures = false, sounds = false;
     for (const Arrival& a : arrivals_) {
@@ -497,7 +397,7 @@ class Simulation {
   const std::vector<Arrival> arrivals_;  // by time
   size_t next_ = 0;
 
-  BlockAllocator blocks_;
+  SimulatedMemory memory_;
   Scheduler scheduler_;
   CostModel cost_models_[2];
   SimulationRandom random_;
@@ -509,6 +409,7 @@ class Simulation {
   using Deadline = std::pair<int64_t, JobId>;
   std::priority_queue<Deadline, std::vector<Deadline>, std::greater<>> deadlines_;
   std::vector<PlanItem> items_;
+  std::vector<JobId> wait_for_another_;
 
   int64_t now_ns_ = 0;
   std::vector<int64_t> device_ns_;  // by tenant, of jobs that have ended

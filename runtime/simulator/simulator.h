@@ -1,10 +1,12 @@
-// The server without its models: the same Scheduler, BlockAllocator and BlockTables under a
+// The server without its models: the same Scheduler, BlockAllocator, caches and BlockTables under a
 // workload, with a device that takes as long as a profile's prices say. A discrete event
 // simulation: time goes from the end of one step to the end of the next, or to the next arrival.
 //
 // A picture request encodes its crops, prefills them with its prompt and decodes; a speech request
-// does so once for each window; a spoken question is heard first, then asked. The first token comes
-// with the last prefill chunk. A request that is past its deadline is ended.
+// does so once for each window; a spoken question is heard first, then asked. A prompt starts
+// behind what an earlier one with the same beginning left in the prefix cache, and what was encoded
+// lately is not encoded again. The first token comes with the last prefill chunk. A request that is
+// past its deadline is ended.
 #pragma once
 
 #include <cstdint>
@@ -29,6 +31,8 @@ struct SimulationOptions {
   int64_t target_step_us = 0;  // 0: first come, first served
   int64_t starvation_us = 30'000'000;
   bool optimistic = false;
+  bool prefix_cache = true;
+  double encoder_cache_share = 0.25;  // of the KV blocks: encoded audio that nobody uses
 
   uint64_t seed = 1;
   double warmup_s = 0;  // at the start, which the report leaves out

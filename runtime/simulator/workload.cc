@@ -117,13 +117,21 @@ absl::StatusOr<std::vector<Arrival>> DrawArrivals(const Workload& w, uint64_t se
         w.mix, [](const RequestMix& m) { return m.weight; }, sizes);
     const TenantMix& tenant = Choose(
         w.tenants, [](const TenantMix& t) { return t.share; }, sizes);
+    const int64_t media = mix.media.Draw(sizes);
+    // A picture or recording is always as large as it is.
+    SimulationRandom known(static_cast<uint64_t>(media * kNumRequestKinds) +
+                           static_cast<uint64_t>(mix.kind));
+    SimulationRandom& media_sizes = media > 0 ? known : sizes;
     Arrival a{.time_us = static_cast<int64_t>(now * 1e6),
               .tenant = static_cast<int32_t>(&tenant - w.tenants.data()),
               .kind = mix.kind,
-              .image_crops = Count(mix.image_crops.Draw(sizes)),
-              .audio_ms = mix.audio_ms.Draw(sizes),
+              .image_crops = Count(mix.image_crops.Draw(media_sizes)),
+              .audio_ms = mix.audio_ms.Draw(media_sizes),
+              .media = media,
               .prompt_tokens = Count(mix.prompt_tokens.Draw(sizes)),
+              .system_tokens = Count(mix.system_tokens.Draw(sizes)),
               .output_tokens = std::max(1, Count(mix.output_tokens.Draw(sizes))),
+              .rows = std::max(1, Count(mix.rows.Draw(sizes))),
               .priority = mix.priority};
     if (mix.deadline_ms > 0) a.deadline_us = a.time_us + mix.deadline_ms * 1000;
     arrivals.push_back(a);

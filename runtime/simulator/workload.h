@@ -25,9 +25,12 @@ struct Arrival {
   int32_t tenant = 0;
   RequestKind kind = RequestKind::kText;
   int32_t image_crops = 0;
-  int64_t audio_ms = 0;       // speech: transcribed; else a spoken question, heard first
-  int32_t prompt_tokens = 0;  // of text, beside the picture's
-  int32_t output_tokens = 1;  // speech: of all its windows together
+  int64_t audio_ms = 0;  // speech: transcribed; else a spoken question, heard first
+  int64_t media = 0;     // which picture or recording: the same number, the same one; 0: a new one
+  int32_t prompt_tokens = 0;  // of text of its own, beside the picture's and the system prompt's
+  int32_t system_tokens = 0;  // of the prompt that all of a tenant's requests begin with
+  int32_t output_tokens = 1;  // of each row; speech: of all its windows together
+  int32_t rows = 1;           // answers, or beams: as many decode at once
   int32_t priority = 0;
   int64_t deadline_us = kNever;  // of the last token, since the start
 };
@@ -36,7 +39,8 @@ struct Arrival {
 struct RequestMix {
   RequestKind kind = RequestKind::kText;
   double weight = 1;
-  Distribution image_crops, audio_ms, prompt_tokens, output_tokens;
+  Distribution image_crops, audio_ms, media, prompt_tokens, system_tokens, output_tokens;
+  Distribution rows = {.a = 1};
   int32_t priority = 0;
   int64_t deadline_ms = 0;  // since arrival; 0: none
 };
@@ -73,7 +77,8 @@ absl::StatusOr<std::vector<Arrival>> DrawArrivals(const Workload& workload, uint
                                                   int64_t most = 20'000'000);
 
 // A CSV file with a header of these columns, in any order; all but the first may be left out:
-// time_ms,tenant,kind,image_crops,audio_ms,prompt_tokens,output_tokens,priority,deadline_ms
+// time_ms,tenant,kind,image_crops,audio_ms,media,prompt_tokens,system_tokens,output_tokens,rows,
+// priority,deadline_ms
 // A tenant is a name; new ones are added to `workload.tenants` with the usual weight. Sets
 // `workload.arrivals` and its duration. Errors name file and line.
 absl::Status ReadArrivalsCsv(const std::string& path, Workload& workload);

@@ -11,6 +11,7 @@ namespace sensorium {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
 using ::testing::StartsWith;
@@ -90,6 +91,9 @@ TEST(CliBenchTest, NamesTheFlagOrFileAndLineOfWhatIsWrong) {
 TEST(CliBenchTest, ReportsReadAsTextJsonAndAPage) {
   BenchFlags flags{.rate = 6, .duration_s = 20};
   flags.tenants = "<b>:1:1000,other:1:2000";
+  TemporaryFile file;
+  file.Write("mix:\n  - {kind: picture, media: 'uniform:1:9'}\n  - {kind: text}\n");
+  flags.config = file.path();
   const auto setup = MakeBenchSetup(flags);
   ASSERT_TRUE(setup.ok()) << setup.status();
   const auto run = Simulate(setup->workload, setup->profile, setup->options);
@@ -97,12 +101,16 @@ TEST(CliBenchTest, ReportsReadAsTextJsonAndAPage) {
 
   EXPECT_THAT(SimulationText(*setup, *run),
               AllOf(StartsWith("device cpu-mini; policy budget, 20000 us a step; seed 1\n"),
-                    HasSubstr(" requests/s, "), HasSubstr("FIRST TOKEN"), HasSubstr("\npicture "),
-                    HasSubstr("tenant other, weight 2000")));
+                    HasSubstr(" requests/s, "), HasSubstr("FIRST TOKEN"),
+                    ContainsRegex("found in the caches: [0-9.]+ % of the prompts' tokens, "
+                                  "[0-9.]+ % of the pictures, - of the audio windows; "),
+                    HasSubstr("\npicture "), HasSubstr("tenant other, weight 2000")));
 
   const nlohmann::json json = nlohmann::json::parse(SimulationJson(*setup, *run));
   EXPECT_EQ(json["total"]["arrived"], run->report.total.arrived);
   EXPECT_EQ(json["total"]["inter_token"]["p99_us"], run->report.total.inter_token.QuantileUs(0.99));
+  EXPECT_GT(json["total"]["cache"]["cached_pictures"], 10);
+  EXPECT_EQ(json["total"]["cache"]["pictures"], run->report.total.cache.pictures);
   EXPECT_EQ(json["tenants"].size(), 2u);
   EXPECT_EQ(json["tenants"][0]["name"], "<b>");
   EXPECT_GT(json["moments"].size(), 100u);
@@ -114,6 +122,19 @@ TEST(CliBenchTest, ReportsReadAsTextJsonAndAPage) {
                           HasSubstr("stated bound"), HasSubstr("&lt;b&gt;"), Not(HasSubstr("<b>")),
                           Not(HasSubstr("http://")), Not(HasSubstr("https://")),
                           Not(HasSubstr("nan,")), Not(HasSubstr("inf,")), Not(HasSubstr(">-0<"))));
+}
+
+TEST(CliBenchTest, AProfileThatNobodyMeasuredSaysSo) {
+  BenchFlags flags{.profile = "predicted-a100-molmo-7b-d", .rate = 1, .duration_s = 2};
+  const auto setup = MakeBenchSetup(flags);
+  ASSERT_TRUE(setup.ok()) << setup.status();
+  const auto run = Simulate(setup->workload, setup->profile, setup->options);
+  ASSERT_TRUE(run.ok()) << run.status();
+  EXPECT_THAT(SimulationText(*setup, *run), HasSubstr("never measured"));
+  EXPECT_THAT(SimulationHtml(*setup, *run), HasSubstr("never measured"));
+  const nlohmann::json json = nlohmann::json::parse(SimulationJson(*setup, *run));
+  EXPECT_EQ(json["predicted_profile"], true);
+  EXPECT_THAT(std::string(json["profile_source"]), HasSubstr("never measured"));
 }
 
 TEST(CliBenchTest, AReplaySaysThatAllWasReproducedOrWhatWasNot) {

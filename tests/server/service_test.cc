@@ -165,6 +165,31 @@ TEST_F(ServiceTest, ASpokenQuestionAboutAPictureIsHeardAndAnswered) {
   EXPECT_EQ(spoken.token_ids, written.token_ids);
 }
 
+TEST_F(ServiceTest, WhatACallCostIsInItsLastMessageAndInTheTrailingMetadata) {
+  Start();
+  grpc::ClientContext context;
+  auto reader =
+      stub_->Generate(&context, Ask("How many red circles are there?", "molmo-mini/shapes.png"));
+  v1::GenerateResponse response;
+  v1::Usage usage;
+  while (reader->Read(&response)) {
+    if (response.has_finished()) usage = response.finished().usage();
+  }
+  ASSERT_TRUE(reader->Finish().ok());
+  const auto& trailing = context.GetServerTrailingMetadata();
+  const std::pair<const char*, int64_t> kCosts[] = {
+      {"sensorium-encode-us", usage.encode_device_us()},
+      {"sensorium-prefill-us", usage.prefill_device_us()},
+      {"sensorium-decode-us", usage.decode_device_us()},
+      {"sensorium-kv-block-ms", usage.kv_block_ms()}};
+  for (const auto& [name, cost] : kCosts) {
+    const auto found = trailing.find(name);
+    ASSERT_NE(found, trailing.end()) << name;
+    EXPECT_EQ(std::string(found->second.data(), found->second.size()), std::to_string(cost));
+    EXPECT_GT(cost, 0) << name;
+  }
+}
+
 TEST_F(ServiceTest, ManyClientsAtOnceGetWhatEachGetsAlone) {
   Start();
   const std::vector<std::string> questions = {"How many red circles are there?",

@@ -26,17 +26,28 @@ TEST(DeviceProfileTest, BuiltInProfilesReadBackFromTheirJson) {
   }
 }
 
+TEST(DeviceProfileTest, WhatIsLeftOutKeepsItsDefaultAndNumbersMayBeWrittenAsPeopleDo) {
+  const auto profile = ParseDeviceProfile(
+      "{\"kv_blocks\":9e3,\"vision\":{\"prices\":{\"forward_ps\":2.5e9}}}", "x");
+  ASSERT_TRUE(profile.ok()) << profile.status();
+  EXPECT_EQ(profile->name, "x");
+  EXPECT_EQ(profile->kv_blocks, 9000);
+  EXPECT_EQ(profile->vision.prices.forward_ps, 2'500'000'000);
+  EXPECT_EQ(profile->vision.prices.decode_row_ps, 0);
+  EXPECT_EQ(profile->vision.crop_tokens, VisionLanguageProfile().crop_tokens);
+}
+
 TEST(DeviceProfileTest, AWrongProfileIsAnErrorThatNamesTheField) {
   const std::pair<const char*, const char*> kWrong[] = {
       {"", "x: no JSON"},
-      {"[]", "x: a profile must be an object"},
-      {"{}", "x: kv_blocks is missing"},
-      {"{\"kv_blocks\":0}", "x: kv_blocks is 0; allowed are 1 to"},
+      {"[]", "x: an object is expected"},
+      {"{}", "x: 'kv_blocks' is missing"},
+      {"{\"kv_blocks\":0}", "x: 'kv_blocks' is 0; allowed are 1 to"},
       {"{\"kv_blocks\":9,\"colour\":1}", "x: there is no field colour"},
-      {"{\"kv_blocks\":9,\"name\":1}", "x: name has the wrong type"},
-      {"{\"kv_blocks\":9,\"vision\":{\"crop_tokens\":-1}}", "x: vision.crop_tokens is -1"},
+      {"{\"kv_blocks\":9,\"name\":1}", "x: 'name' must be a text"},
+      {"{\"kv_blocks\":9,\"vision\":{\"crop_tokens\":-1}}", "x: 'vision.crop_tokens' is -1"},
       {"{\"kv_blocks\":9,\"vision\":{\"prices\":{\"forward_ps\":\"9\"}}}",
-       "x: vision.prices.forward_ps is \"9\""},
+       "x: 'vision.prices.forward_ps' must be an integer"},
       {"{\"kv_blocks\":9,\"speech\":{\"prices\":{\"x\":1}}}",
        "x: there is no field speech.prices.x"},
   };

@@ -1,6 +1,8 @@
 #include "runtime/simulator/workload.h"
 
 #include <cmath>
+#include <map>
+#include <set>
 #include <string>
 
 #include "gmock/gmock.h"
@@ -75,13 +77,33 @@ TEST(WorkloadTest, TheSameSeedDrawsTheSameRequestsAtTheRateAsked) {
   EXPECT_FALSE(DrawArrivals(w, 7, /*most=*/100).ok());
 }
 
+TEST(WorkloadTest, TheSamePictureIsAlwaysAsLarge) {
+  Workload w{.rate = 50, .duration_s = 20, .mix = *ParseMix("picture,speech")};
+  for (RequestMix& mix : w.mix) mix.media = *Distribution::Parse("uniform:1:10");
+  const auto arrivals = DrawArrivals(w, 3);
+  ASSERT_TRUE(arrivals.ok());
+  std::map<std::pair<RequestKind, int64_t>, int64_t> sizes;
+  std::set<int32_t> crops;
+  for (const Arrival& a : *arrivals) {
+    const bool picture = a.kind == RequestKind::kPicture;
+    const int64_t size = picture ? a.image_crops : a.audio_ms;
+    const auto known = sizes.emplace(std::pair(a.kind, a.media), size).first;
+    EXPECT_EQ(known->second, size);
+    if (picture) crops.insert(a.image_crops);
+  }
+  EXPECT_EQ(sizes.size(), 20u);
+  EXPECT_GT(crops.size(), 3u);
+}
+
 TEST(WorkloadTest, ReadsRequestsFromCsvAndNamesFileAndLineOfWhatIsWrong) {
   TemporaryFile file;
   file.Write(
-      "time_ms,tenant,kind,image_crops,audio_ms,prompt_tokens,output_tokens,priority,deadline_ms\n"
+      "time_ms,tenant,kind,image_crops,audio_ms,media,prompt_tokens,system_tokens,output_tokens,"
+      "rows,"
+      "priority,deadline_ms\n"
       "# a comment\n"
-      "20,red,picture,5,0,30,40,2,900\r\n"
-      "10.5,blue,speech,0,12000,,60,,\n");
+      "20,red,picture,5,0,77,30,200,40,3,2,900\r\n"
+      "10.5,blue,speech,0,12000,,,,60,,,\n");
   Workload w;
   ASSERT_TRUE(ReadArrivalsCsv(file.path(), w).ok());
   ASSERT_EQ(w.arrivals.size(), 2u);
@@ -93,7 +115,11 @@ TEST(WorkloadTest, ReadsRequestsFromCsvAndNamesFileAndLineOfWhatIsWrong) {
   EXPECT_EQ((*sorted)[0].audio_ms, 12'000);
   EXPECT_EQ((*sorted)[0].deadline_us, kNever);
   EXPECT_EQ(w.tenants[(*sorted)[1].tenant].name, "red");
+  EXPECT_EQ((*sorted)[0].rows, 1);
   EXPECT_EQ((*sorted)[1].image_crops, 5);
+  EXPECT_EQ((*sorted)[1].media, 77);
+  EXPECT_EQ((*sorted)[1].system_tokens, 200);
+  EXPECT_EQ((*sorted)[1].rows, 3);
   EXPECT_EQ((*sorted)[1].deadline_us, 920'000);
   EXPECT_EQ((*sorted)[1].priority, 2);
 

@@ -1,0 +1,250 @@
+// The step: what is in it, and what it has cost.
+#include <algorithm>
+#include <tuple>
+#include <utility>
+
+#include "runtime/scheduler/scheduler.h"
+
+namespace sensorium {
+
+// What `amount` more of a job's work asks of the device; the pass's fixed cost is not its own.
+Work Scheduler::WorkOf(const Running& r, WorkKind kind, int64_t amount) const {
+  switch (kind) {
+    case WorkKind::kEncode:
+      return {.encode_units = amount};
+    case WorkKind::kPrefill:
+      return {.prefill_tokens = amount,
+              .prefill_context = amount * r.context + amount * (amount + 1) / 2,
+              .cross_positions = amount * r.cross_len};
+    case WorkKind::kDecode:
+      return {.decode_rows = amount,
+              .decode_context = amount * (r.context + 1),
+              .cross_positions = amount * r.cross_len};
+    case WorkKind::kNone:
+      break;
+  }
+  return {};
+}
+
+// Adds a decode to the sum over a model's, or takes it out.
+void Scheduler::AddDecode(Work& work, const Running& r, int64_t times) {
+  const int64_t rows = times * r.amount;
+  work.decode_rows += rows;
+  work.decode_context += rows * (r.context + 1);
+  work.cross_positions += rows * r.cross_len;
+}
+
+// The most of a job's work, up to `most`, that costs no more than `budget_ns`; 0: not even one.
+int64_t Scheduler::Largest(const Running& r, int64_t most, int64_t budget_ns) const {
+  const Prices& prices = models_[r.model].prices;
+  int64_t fits = 0;
+  for (int64_t low = 1, high = most; low <= high;) {
+    const int64_t middle = low + (high - low) / 2;
+    if (PriceNs(prices, WorkOf(r, r.kind, middle)) <= budget_ns) {
+      fits = middle;
+      low = middle + 1;
+    } else {
+      high = middle - 1;
+    }
+  }
+  return fits;
+}
+
+void Scheduler::PlanDecodes(absl::FunctionRef<void(JobId)> preempt) {
+  std::fill(decode_work_.begin(), decode_work_.end(), Work{});
+  std::fill(forward_tokens_.begin(), forward_tokens_.end(), 0);
+  grows_.clear();
+  fills_.clear();
+  for (int32_t i = 0; i < running(); ++i) {  // ten thousand of these a step
+    const Running& r = running_[i];
+    plan_at_[i] = -1;
+    if (r.kind == WorkKind::kDecode) {
+      plan_at_[i] = static_cast<int32_t>(plan_.items.size());
+      plan_.items.push_back({.job = r.id, .kind = WorkKind::kDecode, .amount = r.amount});
+      plan_idx_.push_back(i);
+      AddDecode(decode_work_[r.model], r);
+      if (options_.optimistic && r.context >= r.covered) grows_.push_back(r.slot);
+    } else if (r.kind != WorkKind::kNone) {
+      fills_.push_back(r.slot);
+    }
+  }
+  for (size_t m = 0; m < models_.size(); ++m) forward_tokens_[m] = decode_work_[m].decode_rows;
+  if (!grows_.empty()) GrowDecodes(preempt);
+  for (size_t m = 0; m < models_.size(); ++m) {
+    tokens_left_[m] = options_.max_batch_tokens - static_cast<int32_t>(forward_tokens_[m]);
+  }
+  SumUp();
+}
+
+// What the plan comes to.
+void Scheduler::SumUp() {
+  plan_.decode_ns = 0;
+  plan_.predicted_ns = fill_ns_;
+  for (size_t m = 0; m < models_.size(); ++m) {
+    const Prices& prices = models_[m].prices;
+    Work& work = decode_work_[m];
+    work.forwards = work.decode_rows > 0;
+    plan_.decode_ns += PriceNs(prices, work);
+    const bool fills_only = work.decode_rows == 0 && forward_tokens_[m] > 0;
+    if (fills_only) plan_.predicted_ns += prices.forward_ps / 1000;
+  }
+  plan_.predicted_ns += plan_.decode_ns;
+}
+
+void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
+  candidates_.clear();
+  for (const int32_t slot : fills_) {
+    const Job& job = jobs_[slot];
+    // Whoever got nothing for too long goes first, whatever its tenant had or its neighbours are.
+    const bool starves = now_us - job.served_us >= options_.starvation_us;
+    const bool first_come = options_.target_step_us == 0;
+    if (first_come || starves) {
+      candidates_.push_back({.counter = -1, .order = job.order, .slot = slot});
+    } else {
+      candidates_.push_back({.counter = line_.counter(job.spec.tenant),
+                             .deadline_us = job.spec.deadline_us,
+                             .order = job.order,
+                             .priority = job.spec.priority,
+                             .slot = slot});
+    }
+  }
+  const auto later = [](const Candidate& a, const Candidate& b) {
+    return std::tuple(a.counter, -int64_t{a.priority}, a.deadline_us, a.order) >
+           std::tuple(b.counter, -int64_t{b.priority}, b.deadline_us, b.order);
+  };
+  std::make_heap(candidates_.begin(), candidates_.end(), later);
+
+  const bool unlimited = options_.target_step_us == 0;
+  const bool anybody_decodes = !plan_.items.empty();
+  const int64_t target = options_.target_step_us * 1000;
+  int64_t budget = target;
+  if (anybody_decodes) {
+    // With the savings a step may be as long as the unit they are for, or the share, not as both.
+    const int64_t share = std::max(target - plan_.decode_ns, target / kLeastShare);
+    budget = std::min(share + saved_ns_, std::max(share, wanted_ns_));
+  }
+  int64_t saved = 0, wanted = 0;
+  bool filled = false;
+  while (!candidates_.empty()) {
+    std::pop_heap(candidates_.begin(), candidates_.end(), later);
+    const int32_t slot = candidates_.back().slot;
+    candidates_.pop_back();
+    const int32_t idx = jobs_[slot].running_idx;
+    if (idx < 0) continue;  // preempted for one before it
+    const Running r = running_[idx];
+    const Prices& prices = models_[r.model].prices;
+    const bool prefill = r.kind == WorkKind::kPrefill;
+    if (!prefill && r.encoder_slot < 0 && free_encoder_slots_.empty()) continue;
+    int64_t most =
+        std::min(r.amount, prefill ? tokens_left_[r.model] : models_[r.model].max_encode_units);
+    if (most == 0) continue;
+    const int64_t fixed = prefill && forward_tokens_[r.model] == 0 ? prices.forward_ps / 1000 : 0;
+    int64_t amount = unlimited ? most : Largest(r, most, budget - fixed);
+    const int64_t least = prefill ? std::min(most, kSmallestChunk) : 1;
+    if (amount < least) {
+      if (anybody_decodes || filled) {
+        // Nobody overtakes it; what this step did not spend is put by until it is enough.
+        if (anybody_decodes) {
+          wanted = fixed + PriceNs(prices, WorkOf(r, r.kind, least));
+          saved = std::clamp<int64_t>(budget, 0, wanted);
+        }
+        break;
+      }
+      amount = least;  // nobody is held up by it
+    }
+    if (options_.chaos_seed) amount = 1 + static_cast<int64_t>(Random() % amount);
+    if (prefill && options_.optimistic) {
+      // The last chunk is followed by forks: all rows' blocks must be there.
+      const int64_t rows = amount == r.amount ? jobs_[slot].spec.rows : r.tables;
+      if (!Grow(idx, rows, r.context + amount, preempt)) continue;
+    }
+    PlanItem item{.job = jobs_[slot].id, .kind = r.kind, .amount = static_cast<int32_t>(amount)};
+    Running& now = running_[jobs_[slot].running_idx];
+    if (prefill) {
+      tokens_left_[r.model] -= static_cast<int32_t>(amount);
+      forward_tokens_[r.model] += amount;
+    } else {
+      if (now.encoder_slot < 0) {
+        now.encoder_slot = static_cast<int16_t>(free_encoder_slots_.back());
+        free_encoder_slots_.pop_back();
+      }
+      item.encoder_slot = now.encoder_slot;
+    }
+    const int64_t price = PriceNs(prices, WorkOf(r, r.kind, amount));
+    budget -= fixed + price;
+    fill_ns_ += price;
+    plan_at_[jobs_[slot].running_idx] = static_cast<int32_t>(plan_.items.size());
+    plan_.items.push_back(item);
+    plan_idx_.push_back(jobs_[slot].running_idx);
+    filled = true;
+  }
+  saved_ns_ = saved;
+  wanted_ns_ = wanted;
+}
+
+const StepPlan& Scheduler::Schedule(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
+  plan_.items.clear();
+  plan_idx_.clear();
+  fill_ns_ = 0;
+  plan_us_ = now_us;
+  PlanDecodes(preempt);
+  PlanFill(now_us, preempt);
+  SumUp();
+  if (options_.chaos_seed) {
+    for (size_t i = plan_.items.size(); i > 1; --i) {
+      const size_t j = Random() % i;
+      std::swap(plan_.items[i - 1], plan_.items[j]);
+      std::swap(plan_idx_[i - 1], plan_idx_[j]);
+    }
+  }
+  if (listener_) listener_->OnPlan(plan_, now_us);
+  return plan_;
+}
+
+void Scheduler::Commit(int64_t elapsed_us) {
+  std::fill(charges_.begin(), charges_.end(), 0);
+  for (size_t m = 0; m < models_.size(); ++m) {
+    const Prices& p = models_[m].prices;
+    const int64_t share_ps = p.forward_ps / std::max<int64_t>(forward_tokens_[m], 1);
+    row_prices_[m] = {p.decode_row_ps + share_ps, p.decode_context_ps, p.cross_position_ps};
+  }
+  for (size_t i = 0; i < plan_.items.size(); ++i) {
+    const PlanItem& item = plan_.items[i];
+    Running& r = running_[plan_idx_[i]];
+    const RowPrices& p = row_prices_[r.model];
+    int64_t cost;
+    if (item.kind == WorkKind::kDecode) {  // ten thousand of these a step
+      ++r.context;
+      cost = item.amount * (p.row_ps + r.context * p.context_ps + r.cross_len * p.cross_ps) / 1000;
+      r.decode_ns += cost;
+    } else {
+      Job& job = jobs_[r.slot];
+      const Prices& prices = models_[r.model].prices;
+      cost = PriceNs(prices, WorkOf(r, item.kind, item.amount));
+      r.amount -= item.amount;
+      if (item.kind == WorkKind::kEncode) {
+        job.cost.encode_ns += cost;
+        if (r.amount == 0) free_encoder_slots_.push_back(std::exchange(r.encoder_slot, -1));
+      } else {
+        cost += (p.row_ps - prices.decode_row_ps) * item.amount / 1000;
+        job.cost.prefill_ns += cost;
+        r.context += item.amount;
+      }
+      if (r.amount == 0) SetKind(r, WorkKind::kNone);  // what comes next, SetWork tells
+      job.served_us = plan_us_;
+      const int64_t done = std::min(cost, job.fill_left_ns);
+      job.fill_left_ns -= done;
+      backlog_ns_ -= done;
+    }
+    charges_[r.tenant] += cost;
+  }
+  busy_us_ += elapsed_us;
+  for (int32_t t = 0; t < line_.num_tenants(); ++t) {
+    if (charges_[t]) line_.Charge(t, charges_[t]);
+  }
+  plan_.items.clear();
+  plan_idx_.clear();
+  if (listener_) listener_->OnCommit(elapsed_us);
+}
+
+}  // namespace sensorium
