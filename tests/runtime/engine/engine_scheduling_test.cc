@@ -10,13 +10,6 @@ namespace {
 
 using testing::HasSubstr;
 
-// Then everything takes ten times as long or more.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
-
 Answer AnswerTo(Engine& engine, GenerateRequest request) {
   return One(Collect(*engine.Generate(std::move(request))));
 }
