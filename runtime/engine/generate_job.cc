@@ -424,7 +424,7 @@ int32_t GenerateJob::CountBlocks() const {
   return n;
 }
 
-void GenerateJob::End(const absl::Status& status) {
+void GenerateJob::End(absl::Status status) {
   if (ended_) return;
   ended_ = true;
   if (announced_ && (absl::IsDeadlineExceeded(status) || absl::IsCancelled(status))) {
@@ -438,7 +438,7 @@ void GenerateJob::End(const absl::Status& status) {
   DropFeatures();
   p_.image.reset();
   p_.media.Reset();
-  stream_->Ended(status);
+  stream_->Ended(std::move(status));
   Post();
 }
 

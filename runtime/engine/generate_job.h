@@ -52,7 +52,7 @@ class GenerateJob : public Job {
   void AddDecode(StepBatch& batch) override;
   void OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) override;
   bool Ended() const override { return ended_; }
-  void End(const absl::Status& status) override;
+  void End(absl::Status status) override;
 
  private:
   struct Answer {

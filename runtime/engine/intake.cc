@@ -143,8 +143,8 @@ absl::StatusOr<LoadedModel*> Intake::FindModel(const std::string& name, bool whi
 template <typename Queue>
 void Intake::Post(std::shared_ptr<Queue> queue, std::function<absl::Status()> work) {
   preparation_.Post([this, queue = std::move(queue), work = std::move(work)] {
-    const absl::Status status = Guarded(work);
-    if (!status.ok()) queue->Push(StreamEnd{status});
+    absl::Status status = Guarded(work);
+    if (!status.ok()) queue->Push(StreamEnd{std::move(status)});
   });
 }
 

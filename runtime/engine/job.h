@@ -121,7 +121,7 @@ class Job {
   virtual void OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) = 0;
   virtual bool Ended() const = 0;
   // Ends it early (or confirms its end): tells the reader and gives every block back. Idempotent.
-  virtual void End(const absl::Status& status) = 0;
+  virtual void End(absl::Status status) = 0;
 
  protected:
   Job(LoadedModel& model, std::optional<Deadline> deadline, JobClock::Clock::time_point submitted)

@@ -232,9 +232,9 @@ void StepLoop::TakeSubmissions() {
     }
     spec.expected_context = spec.prefill_tokens + spec.decode_tokens;
     s.job->clock().Predicted(scheduler_->Predict(spec).end_us);
-    const absl::StatusOr<JobId> id = scheduler_->Add(spec, now, s.job->request_id());
+    absl::StatusOr<JobId> id = scheduler_->Add(spec, now, s.job->request_id());
     if (!id.ok()) {
-      s.job->End(id.status());
+      s.job->End(std::move(id).status());
       continue;
     }
     jobs_[*id] = {.job = std::move(s.job), .ticket = std::move(s.ticket)};

@@ -322,10 +322,10 @@ void TranscribeJob::Release() {
   p_.media.Reset();
 }
 
-void TranscribeJob::End(const absl::Status& status) {
+void TranscribeJob::End(absl::Status status) {
   if (ended_) return;
   Release();
-  transcript_->End(status);
+  transcript_->End(std::move(status));
   Post();
 }
 

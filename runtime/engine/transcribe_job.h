@@ -55,7 +55,7 @@ class TranscribeJob : public Job {
   void AddDecode(StepBatch& batch) override;
   void OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) override;
   bool Ended() const override { return ended_; }
-  void End(const absl::Status& status) override;
+  void End(absl::Status status) override;
 
  private:
   enum class Phase : uint8_t {

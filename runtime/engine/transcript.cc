@@ -75,8 +75,8 @@ void Transcript::Publish() {
     std::lock_guard lock(mu_);
     question = std::exchange(question_, Question::kNone);
     if (ended_) return;
-    end = end_;
-    ended_ = end_.has_value();
+    end.swap(end_);
+    ended_ = end.has_value();
   }
   if (end) return queue_->Push(StreamEnd{*std::move(end)});
   switch (question) {
