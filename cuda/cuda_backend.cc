@@ -1,7 +1,9 @@
 #include "cuda/cuda_backend.h"
 
 #include <algorithm>
+#include <cstring>
 #include <exception>
+#include <stdexcept>
 #include <type_traits>
 #include <utility>
 
@@ -110,22 +112,41 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
       return absl::FailedPreconditionError(absl::StrCat(
           "the CUDA device, ", name, ", is older than compute capability 8.0 (Ampere)"));
     }
-    size_t free_bytes = 0, total_bytes = 0;
-    CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
-    auto stream = std::make_unique<cuda::Stream>();
-    std::unique_ptr<Uploads> uploads = Uploads::Create(options.upload_bytes, stream->get());
-    std::unique_ptr<CudaBuffer> scratch = CudaBuffer::TryAllocate(options.scratch_bytes);
-    const bool fast = options.determinism == Determinism::kFast;
-    std::unique_ptr<cuda::LibraryGemm> library;
-    if (fast) library = cuda::LibraryGemm::Create(stream->get());
-    if (uploads == nullptr || scratch == nullptr || (fast && library == nullptr)) {
+    CudaParts parts;
+    parts.stream = std::make_unique<cuda::Stream>();
+    const cudaStream_t stream = parts.stream->get();
+    parts.memory = cuda::DeviceMemory::Create(options.memory_share);
+    if (parts.memory == nullptr) {
+      size_t free_bytes = 0, total_bytes = 0;
+      CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
       return absl::ResourceExhaustedError(absl::StrCat(
-          options.upload_bytes, " bytes of upload buffer and ", options.scratch_bytes,
-          " of scratch wanted on the CUDA device, ", free_bytes, " of ", total_bytes, " are free"));
+          options.memory_share, " of the CUDA device's free memory wanted, ", free_bytes >> 20,
+          " of ", total_bytes >> 20, " MiB are free; less may be taken as device.memory_share"));
+    }
+    cuda::DeviceMemory& memory = *parts.memory;
+    constexpr cuda::MemoryUse kUse = cuda::MemoryUse::kWorkspace;
+    const bool fast = options.determinism == Determinism::kFast;
+    size_t wanted = options.upload_bytes;
+    parts.uploads = Uploads::Create(wanted, memory, stream);
+    if (parts.uploads != nullptr) {
+      wanted = options.scratch_bytes;
+      parts.scratch = memory.TryAllocate(wanted, kUse);
+    }
+    if (parts.scratch != nullptr && fast) {
+      wanted = cuda::LibraryGemm::kWorkspaceBytes;
+      parts.library = cuda::LibraryGemm::Create(memory, stream);
+    }
+    if (parts.scratch == nullptr || (fast && parts.library == nullptr)) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("the CUDA device's memory: ", memory.Plan(wanted, kUse)));
+    }
+    parts.downloads = cuda::PinnedBuffer::TryAllocate(options.download_bytes);
+    if (parts.downloads == nullptr) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(options.download_bytes, " bytes of pinned host memory are not to be had"));
     }
     return std::unique_ptr<Backend>(new CudaBackend(
-        options, absl::StrCat("cuda: ", name, fast ? ", fast products" : ""), std::move(stream),
-        std::move(uploads), std::move(scratch), std::move(library)));
+        options, absl::StrCat("cuda: ", name, fast ? ", fast products" : ""), std::move(parts)));
   } catch (const std::exception& e) {
     return absl::FailedPreconditionError(
         absl::StrCat("the CUDA device cannot be opened: ", e.what()));
@@ -133,17 +154,17 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
 }
 
 CudaBackend::CudaBackend(const CudaBackendOptions& options, std::string description,
-                         std::unique_ptr<cuda::Stream> stream, std::unique_ptr<Uploads> uploads,
-                         std::unique_ptr<CudaBuffer> scratch,
-                         std::unique_ptr<cuda::LibraryGemm> library)
+                         CudaParts parts)
     : Backend(options.dtype),
       options_(options),
       description_(std::move(description)),
-      owned_stream_(std::move(stream)),
+      owned_stream_(std::move(parts.stream)),
       stream_(owned_stream_->get()),
-      uploads_(std::move(uploads)),
-      scratch_(std::move(scratch)),
-      library_(std::move(library)) {}
+      memory_(std::move(parts.memory)),
+      uploads_(std::move(parts.uploads)),
+      downloads_(std::move(parts.downloads)),
+      scratch_(std::move(parts.scratch)),
+      library_(std::move(parts.library)) {}
 
 CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(stream_);  // the buffers must outlive what is queued
@@ -153,31 +174,49 @@ std::string CudaBackend::description() const { return description_; }
 
 cuda::Type CudaBackend::type() const { return TypeOf(dtype()); }
 
-void CudaBackend::Done(const char* op) {
-  cudaError_t error = cudaGetLastError();
-  if (error == cudaSuccess && options_.wait_after_each_op) {
-    error = cudaStreamSynchronize(stream_);
-    uploads_->Recycle();
+template <typename Calls>
+void CudaBackend::Op(const char* name, Calls calls) {
+  try {
+    calls();
+    cuda::Check(cudaGetLastError(), "a launch");
+    if (options_.wait_after_each_op) {
+      cuda::Check(cudaStreamSynchronize(stream_), "its kernels");
+      uploads_->Recycle();
+      return;
+    }
+  } catch (const cuda::CudaError& e) {
+    throw cuda::CudaError(e.error(), absl::StrCat(name, ", ", e.failed()), Suspects());
+  } catch (const std::exception& e) {  // cuBLASLt's
+    throw std::runtime_error(absl::StrCat(name, ", ", e.what(), Suspects()));
   }
-  cuda::Check(error, op);
+  for (auto& [queued, times] : queued_) {
+    if (queued == name) return void(++times);
+  }
+  queued_.emplace_back(name, 1);
+}
+
+std::string CudaBackend::Suspects() const {
+  if (queued_.empty()) return "";
+  std::string text = "; or an op queued before it failed (CUDA_LAUNCH_BLOCKING=1 tells which):";
+  for (const auto& [name, times] : queued_) absl::StrAppend(&text, " ", times, " ", name);
+  return text;
 }
 
 // ---- Memory and weights ------------------------------------------------------------------------
 
 absl::StatusOr<std::unique_ptr<DeviceBuffer>> CudaBackend::Allocate(size_t size_bytes) {
-  std::unique_ptr<CudaBuffer> buffer = CudaBuffer::TryAllocate(size_bytes);
+  constexpr cuda::MemoryUse kUse = cuda::MemoryUse::kBuffers;
+  std::unique_ptr<CudaBuffer> buffer = memory_->TryAllocate(size_bytes, kUse);
   if (buffer == nullptr) {
-    size_t free_bytes = 0, total_bytes = 0;
-    CUDA_CHECK(cudaMemGetInfo(&free_bytes, &total_bytes));
     return absl::ResourceExhaustedError(
-        absl::StrCat(size_bytes, " bytes of device memory wanted, ", free_bytes, " are available"));
+        absl::StrCat("the CUDA device's memory: ", memory_->Plan(size_bytes, kUse)));
   }
   return std::unique_ptr<DeviceBuffer>(std::move(buffer));
 }
 
 std::unique_ptr<DeviceBuffer> CudaBackend::UploadFloat32(ConstTensorView source) {
   CHECK(source.dtype() != DType::kInt32);
-  return cuda::UploadFloat32(source, stream_);
+  return cuda::UploadFloat32(source, *memory_, stream_);
 }
 
 size_t CudaBackend::KvBlockBytes(const KvLayout& layout) const {
@@ -186,108 +225,129 @@ size_t CudaBackend::KvBlockBytes(const KvLayout& layout) const {
 }
 
 std::unique_ptr<LinearWeight> CudaBackend::DoPackLinear(std::span<const LinearSource> parts) {
-  std::unique_ptr<CudaLinear> w = CudaLinear::Pack(parts, dtype(), stream_);
+  std::unique_ptr<CudaLinear> w = CudaLinear::Pack(parts, dtype(), *memory_, stream_);
   if (library_ != nullptr) library_->Pin(type(), w->in_padded(), w->out_padded());
   return w;
 }
 
 std::unique_ptr<LinearWeight> CudaBackend::DoPackConv1d(ConstTensorView weight,
                                                         ConstTensorView bias) {
-  return CudaLinear::PackConv1d(weight, bias, dtype(), stream_);
+  return CudaLinear::PackConv1d(weight, bias, dtype(), *memory_, stream_);
 }
 
 std::unique_ptr<TableWeight> CudaBackend::DoMakeTable(std::span<const ConstTensorView> parts) {
-  return std::make_unique<CudaTable>(parts, dtype(), stream_);
+  return std::make_unique<CudaTable>(parts, dtype(), *memory_, stream_);
 }
 
 // ---- Copies ------------------------------------------------------------------------------------
 
 void CudaBackend::DoCopy(TensorView y, ConstTensorView x) {
-  cuda::ConvertRows(RowsOf(y), RowsOf(x), x.rows(), x.row_elements(), stream_);
-  Done("Copy");
+  Op("Copy", [&] { cuda::ConvertRows(RowsOf(y), RowsOf(x), x.rows(), x.row_elements(), stream_); });
 }
 
 void CudaBackend::DoCopyToHost(std::span<float> y, ConstTensorView x) {
-  const size_t row_bytes = static_cast<size_t>(x.row_elements()) * sizeof(float);
-  const size_t pitch =
-      x.rows() > 1 ? static_cast<size_t>(x.row_stride()) * sizeof(float) : row_bytes;
-  cuda::Check(cudaMemcpy2DAsync(y.data(), row_bytes, x.bytes(), pitch, row_bytes,
-                                static_cast<size_t>(x.rows()), cudaMemcpyDeviceToHost, stream_),
-              "CopyToHost");
-  cuda::Check(cudaStreamSynchronize(stream_), "CopyToHost or an op before it");
-  uploads_->Recycle();
-  Done("CopyToHost");
+  Op("CopyToHost", [&] {
+    const size_t row_bytes = static_cast<size_t>(x.row_elements()) * sizeof(float);
+    const size_t pitch = static_cast<size_t>(x.row_stride()) * sizeof(float);
+    const auto rows = static_cast<size_t>(x.rows());
+    auto* to = reinterpret_cast<std::byte*>(y.data());
+    // As much at once as the pinned buffer holds: whole rows, or parts of one.
+    const size_t capacity = downloads_->size_bytes();
+    const size_t most_bytes = std::min(row_bytes, capacity);
+    const size_t most_rows = std::max<size_t>(1, capacity / row_bytes);
+    for (size_t row = 0; row < rows; row += most_rows) {
+      const size_t n = std::min(most_rows, rows - row);
+      for (size_t at = 0; at < row_bytes; at += most_bytes) {
+        const size_t bytes = std::min(most_bytes, row_bytes - at);
+        // A single row's pitch may be anything, CUDA's may not be less than the row.
+        CUDA_CHECK(cudaMemcpy2DAsync(downloads_->data(), bytes, x.bytes() + row * pitch + at,
+                                     std::max(pitch, bytes), bytes, n, cudaMemcpyDeviceToHost,
+                                     stream_));
+        CUDA_CHECK(cudaStreamSynchronize(stream_));
+        std::memcpy(to + row * row_bytes + at, downloads_->data(), n * bytes);
+      }
+    }
+    queued_.clear();
+    uploads_->Recycle();
+  });
 }
 
 void CudaBackend::DoCopyFromHost(TensorView y, std::span<const float> x) {
-  const int64_t columns = y.row_elements();
-  const size_t row_bytes = static_cast<size_t>(columns) * sizeof(float);
-  const auto most = static_cast<int64_t>((uploads_->capacity_bytes() / 2) / row_bytes);
-  CHECK_GT(most, 0) << "a row of " << row_bytes << " bytes, an upload buffer of "
-                    << uploads_->capacity_bytes();
-  for (int64_t begin = 0; begin < y.rows(); begin += most) {
-    const int64_t rows = std::min(most, y.rows() - begin);
-    uploads_->Reserve(static_cast<size_t>(rows) * row_bytes);
-    const std::byte* sent = uploads_->PutBytes(
-        std::as_bytes(x.subspan(begin * columns, rows * columns)), /*may_share=*/false);
-    cuda::ConvertRows(RowsOf(y.Rows(begin, begin + rows)), {sent, columns, cuda::Type::kFloat32},
-                      rows, columns, stream_);
-  }
-  Done("CopyFromHost");
+  Op("CopyFromHost", [&] {
+    const int64_t columns = y.row_elements();
+    const size_t row_bytes = static_cast<size_t>(columns) * sizeof(float);
+    const auto most = static_cast<int64_t>((uploads_->capacity_bytes() / 2) / row_bytes);
+    CHECK_GT(most, 0) << "a row of " << row_bytes << " bytes, an upload buffer of "
+                      << uploads_->capacity_bytes();
+    for (int64_t begin = 0; begin < y.rows(); begin += most) {
+      const int64_t rows = std::min(most, y.rows() - begin);
+      uploads_->Reserve(static_cast<size_t>(rows) * row_bytes);
+      const std::byte* sent = uploads_->PutBytes(
+          std::as_bytes(x.subspan(begin * columns, rows * columns)), /*may_share=*/false);
+      cuda::ConvertRows(RowsOf(y.Rows(begin, begin + rows)), {sent, columns, cuda::Type::kFloat32},
+                        rows, columns, stream_);
+    }
+  });
 }
 
 void CudaBackend::DoCopyKvBlock(const KvCacheView& kv, BlockId to, BlockId from) {
-  cuda::Check(cudaMemcpyAsync(kv.arena + static_cast<size_t>(to) * kv.block_stride_bytes,
-                              kv.arena + static_cast<size_t>(from) * kv.block_stride_bytes,
-                              KvBlockBytes(kv.layout), cudaMemcpyDeviceToDevice, stream_),
-              "CopyKvBlock");
-  Done("CopyKvBlock");
+  Op("CopyKvBlock", [&] {
+    CUDA_CHECK(cudaMemcpyAsync(kv.arena + static_cast<size_t>(to) * kv.block_stride_bytes,
+                               kv.arena + static_cast<size_t>(from) * kv.block_stride_bytes,
+                               KvBlockBytes(kv.layout), cudaMemcpyDeviceToDevice, stream_));
+  });
 }
 
 // ---- Rows --------------------------------------------------------------------------------------
 
 void CudaBackend::DoEmbed(TensorView y, const TableWeight& table, std::span<const int32_t> ids,
                           bool add) {
-  const auto* rows = dynamic_cast<const CudaTable*>(&table);
-  CHECK(rows != nullptr) << "this table was made by another backend";
-  uploads_->Reserve(ids.size_bytes());
-  cuda::EmbedRows(y.as<float>(), y.row_stride(), {rows->data(), rows->columns(), type()},
-                  uploads_->Put(ids), add, y.rows(), y.dim(1), stream_);
-  Done("Embed");
+  Op("Embed", [&] {
+    const auto* rows = dynamic_cast<const CudaTable*>(&table);
+    CHECK(rows != nullptr) << "this table was made by another backend";
+    uploads_->Reserve(ids.size_bytes());
+    cuda::EmbedRows(y.as<float>(), y.row_stride(), {rows->data(), rows->columns(), type()},
+                    uploads_->Put(ids), add, y.rows(), y.dim(1), stream_);
+  });
 }
 
 void CudaBackend::DoGatherRows(TensorView y, ConstTensorView x, std::span<const int32_t> rows) {
-  uploads_->Reserve(rows.size_bytes());
-  cuda::GatherRows(RowsOf(y), RowsOf(x), uploads_->Put(rows), y.rows(), y.row_elements(), stream_);
-  Done("GatherRows");
+  Op("GatherRows", [&] {
+    uploads_->Reserve(rows.size_bytes());
+    cuda::GatherRows(RowsOf(y), RowsOf(x), uploads_->Put(rows), y.rows(), y.row_elements(),
+                     stream_);
+  });
 }
 
 void CudaBackend::DoScatterAddRows(TensorView y, ConstTensorView x, std::span<const int32_t> rows) {
-  uploads_->Reserve(rows.size_bytes());
-  cuda::ScatterAddRows(y.as<float>(), y.row_stride(), RowsOf(x), uploads_->Put(rows), x.rows(),
-                       x.row_elements(), stream_);
-  Done("ScatterAddRows");
+  Op("ScatterAddRows", [&] {
+    uploads_->Reserve(rows.size_bytes());
+    cuda::ScatterAddRows(y.as<float>(), y.row_stride(), RowsOf(x), uploads_->Put(rows), x.rows(),
+                         x.row_elements(), stream_);
+  });
 }
 
 void CudaBackend::DoMeanRows(TensorView y, ConstTensorView x, int64_t group) {
-  cuda::MeanRows(RowsOf(y), RowsOf(x), group, y.rows(), y.row_elements(), stream_);
-  Done("MeanRows");
+  Op("MeanRows",
+     [&] { cuda::MeanRows(RowsOf(y), RowsOf(x), group, y.rows(), y.row_elements(), stream_); });
 }
 
 // ---- Norms -------------------------------------------------------------------------------------
 
 void CudaBackend::DoRmsNorm(TensorView y, ConstTensorView x, ConstTensorView weight, float eps,
                             bool add) {
-  cuda::RmsNorm(RowsOf(y), RowsOf(x), weight.as<const float>(), eps, add, x.rows(), x.dim(1),
-                stream_);
-  Done("RmsNorm");
+  Op("RmsNorm", [&] {
+    cuda::RmsNorm(RowsOf(y), RowsOf(x), weight.as<const float>(), eps, add, x.rows(), x.dim(1),
+                  stream_);
+  });
 }
 
 void CudaBackend::DoLayerNorm(TensorView y, ConstTensorView x, ConstTensorView weight,
                               ConstTensorView bias, float eps) {
-  cuda::LayerNorm(RowsOf(y), RowsOf(x), weight.as<const float>(), bias.as<const float>(), eps,
-                  x.rows(), x.dim(1), stream_);
-  Done("LayerNorm");
+  Op("LayerNorm", [&] {
+    cuda::LayerNorm(RowsOf(y), RowsOf(x), weight.as<const float>(), bias.as<const float>(), eps,
+                    x.rows(), x.dim(1), stream_);
+  });
 }
 
 // ---- Linear and MLP ----------------------------------------------------------------------------
@@ -327,147 +387,152 @@ void CudaBackend::RunLinear(cuda::LinearProblem p) {
 
 void CudaBackend::DoLinear(TensorView y, ConstTensorView x, const LinearWeight& w,
                            Activation activation, bool add) {
-  const CudaLinear& packed = Packed(w);
-  CHECK_EQ(packed.taps(), 1);
-  cuda::LinearProblem p = ProblemOf(packed, type());
-  p.y = RowsOf(y);
-  p.x = RowsOf(x);
-  p.rows = x.rows();
-  p.activation = ActivationOf(activation);
-  p.add = add;
-  RunLinear(p);
-  Done("Linear");
+  Op("Linear", [&] {
+    const CudaLinear& packed = Packed(w);
+    CHECK_EQ(packed.taps(), 1);
+    cuda::LinearProblem p = ProblemOf(packed, type());
+    p.y = RowsOf(y);
+    p.x = RowsOf(x);
+    p.rows = x.rows();
+    p.activation = ActivationOf(activation);
+    p.add = add;
+    RunLinear(p);
+  });
 }
 
 void CudaBackend::DoSiluMul(TensorView y, ConstTensorView up, ConstTensorView gate) {
-  cuda::SiluMul(RowsOf(y), RowsOf(up), RowsOf(gate), y.rows(), y.dim(1), stream_);
-  Done("SiluMul");
+  Op("SiluMul",
+     [&] { cuda::SiluMul(RowsOf(y), RowsOf(up), RowsOf(gate), y.rows(), y.dim(1), stream_); });
 }
 
 void CudaBackend::DoConv1d(TensorView y, ConstTensorView x, const LinearWeight& w, int64_t seqs,
                            int64_t kernel, int64_t stride, Activation activation) {
-  const CudaLinear& packed = Packed(w);
-  CHECK_EQ(packed.taps(), kernel);
-  const int64_t frames = x.rows() / seqs;
-  const cuda::Conv1dShape shape = {.frames = frames,
-                                   .frames_out = (frames - 1) / stride + 1,
-                                   .in = x.dim(1),
-                                   .kernel = kernel,
-                                   .stride = stride};
-  const size_t row_bytes = static_cast<size_t>(packed.in_padded()) * SizeOf(dtype());
-  const auto most = static_cast<int64_t>(scratch_->size_bytes() / row_bytes);
-  CHECK_GT(most, 0) << "a window of " << row_bytes << " bytes, scratch of "
-                    << scratch_->size_bytes();
-  cuda::LinearProblem p = ProblemOf(packed, type());
-  p.activation = ActivationOf(activation);
-  for (int64_t begin = 0; begin < y.rows(); begin += most) {
-    const int64_t rows = std::min(most, y.rows() - begin);
-    const cuda::Rows windows = {scratch_->data(), packed.in_padded(), type()};
-    cuda::Conv1dWindows(windows, RowsOf(x), shape, begin, rows, stream_);
-    p.y = RowsOf(y.Rows(begin, begin + rows));
-    p.x = {windows.data, windows.stride, windows.type};
-    p.rows = rows;
-    cuda::Linear(p, stream_);
-  }
-  Done("Conv1d");
+  Op("Conv1d", [&] {
+    const CudaLinear& packed = Packed(w);
+    CHECK_EQ(packed.taps(), kernel);
+    const int64_t frames = x.rows() / seqs;
+    const cuda::Conv1dShape shape = {.frames = frames,
+                                     .frames_out = (frames - 1) / stride + 1,
+                                     .in = x.dim(1),
+                                     .kernel = kernel,
+                                     .stride = stride};
+    const size_t row_bytes = static_cast<size_t>(packed.in_padded()) * SizeOf(dtype());
+    const auto most = static_cast<int64_t>(scratch_->size_bytes() / row_bytes);
+    CHECK_GT(most, 0) << "a window of " << row_bytes << " bytes, scratch of "
+                      << scratch_->size_bytes();
+    cuda::LinearProblem p = ProblemOf(packed, type());
+    p.activation = ActivationOf(activation);
+    for (int64_t begin = 0; begin < y.rows(); begin += most) {
+      const int64_t rows = std::min(most, y.rows() - begin);
+      const cuda::Rows windows = {scratch_->data(), packed.in_padded(), type()};
+      cuda::Conv1dWindows(windows, RowsOf(x), shape, begin, rows, stream_);
+      p.y = RowsOf(y.Rows(begin, begin + rows));
+      p.x = {windows.data, windows.stride, windows.type};
+      p.rows = rows;
+      cuda::Linear(p, stream_);
+    }
+  });
 }
 
 void CudaBackend::DoMoeRoute(TensorView ids, TensorView weights, ConstTensorView logits) {
-  const cuda::Routing routing = {.ids = ids.as<int32_t>(),
-                                 .ids_stride = ids.row_stride(),
-                                 .weights = weights.as<float>(),
-                                 .weights_stride = weights.row_stride(),
-                                 .tokens = ids.rows(),
-                                 .k = static_cast<int>(ids.dim(1)),
-                                 .experts = static_cast<int>(logits.dim(1))};
-  cuda::MoeRoute(routing, logits.as<const float>(), logits.row_stride(), stream_);
-  Done("MoeRoute");
+  Op("MoeRoute", [&] {
+    const cuda::Routing routing = {.ids = ids.as<int32_t>(),
+                                   .ids_stride = ids.row_stride(),
+                                   .weights = weights.as<float>(),
+                                   .weights_stride = weights.row_stride(),
+                                   .tokens = ids.rows(),
+                                   .k = static_cast<int>(ids.dim(1)),
+                                   .experts = static_cast<int>(logits.dim(1))};
+    cuda::MoeRoute(routing, logits.as<const float>(), logits.row_stride(), stream_);
+  });
 }
 
 void CudaBackend::DoAddMoe(TensorView y, ConstTensorView x, ConstTensorView ids,
                            ConstTensorView weights, std::span<const ExpertWeights> experts) {
-  const int64_t k = ids.dim(1), hidden = x.dim(1);
-  if (k == 0) return;
-  CHECK(!experts.empty());
-  const int64_t ffn = experts[0].down->in_features();
-  const auto groups = static_cast<int>(experts.size());
-  std::vector<cuda::LinearMatrix> matrices;  // up_gate of each expert, then down of each
-  for (const ExpertWeights& e : experts) matrices.push_back(Packed(*e.up_gate).matrix());
-  for (const ExpertWeights& e : experts) {
-    CHECK_EQ(e.down->in_features(), ffn);
-    matrices.push_back(Packed(*e.down).matrix());
-  }
+  Op("AddMoe", [&] {
+    const int64_t k = ids.dim(1), hidden = x.dim(1);
+    if (k == 0) return;
+    CHECK(!experts.empty());
+    const int64_t ffn = experts[0].down->in_features();
+    const auto groups = static_cast<int>(experts.size());
+    std::vector<cuda::LinearMatrix> matrices;  // up_gate of each expert, then down of each
+    for (const ExpertWeights& e : experts) matrices.push_back(Packed(*e.up_gate).matrix());
+    for (const ExpertWeights& e : experts) {
+      CHECK_EQ(e.down->in_features(), ffn);
+      matrices.push_back(Packed(*e.down).matrix());
+    }
 
-  // Scratch of n tokens: their order, then [n k, 2 ffn] float, [n k, ffn] storage, [n k, hidden]
-  // float.
-  const auto bytes = [&](int64_t n) {
-    const auto pairs = static_cast<size_t>(n * k);
-    return Carve::Padded((groups + 1) * 4) + 2 * Carve::Padded(pairs * 4) +
-           Carve::Padded(pairs * 2 * ffn * 4) + Carve::Padded(pairs * ffn * SizeOf(dtype())) +
-           Carve::Padded(pairs * hidden * 4);
-  };
-  int64_t most = x.rows();
-  while (most > 1 && bytes(most) > scratch_->size_bytes()) most = (most + 1) / 2;
-  CHECK_LE(bytes(most), scratch_->size_bytes()) << "for one token of a mixture";
+    // Scratch of n tokens: their order, then [n k, 2 ffn] float, [n k, ffn] storage, [n k, hidden]
+    // float.
+    const auto bytes = [&](int64_t n) {
+      const auto pairs = static_cast<size_t>(n * k);
+      return Carve::Padded((groups + 1) * 4) + 2 * Carve::Padded(pairs * 4) +
+             Carve::Padded(pairs * 2 * ffn * 4) + Carve::Padded(pairs * ffn * SizeOf(dtype())) +
+             Carve::Padded(pairs * hidden * 4);
+    };
+    int64_t most = x.rows();
+    while (most > 1 && bytes(most) > scratch_->size_bytes()) most = (most + 1) / 2;
+    CHECK_LE(bytes(most), scratch_->size_bytes()) << "for one token of a mixture";
 
-  uploads_->Reserve(matrices.size() * sizeof(cuda::LinearMatrix));
-  const cuda::LinearMatrix* sent = uploads_->Put(std::span(std::as_const(matrices)));
-  for (int64_t begin = 0; begin < x.rows(); begin += most) {
-    const int64_t n = std::min(most, x.rows() - begin), pairs = n * k;
-    const auto ids_rows = ids.Rows(begin, begin + n), weight_rows = weights.Rows(begin, begin + n);
-    const cuda::Routing routing = {
-        .ids = const_cast<int32_t*>(ids_rows.as<const int32_t>()),  // only MoeRoute writes
-        .ids_stride = ids.row_stride(),
-        .weights = const_cast<float*>(weight_rows.as<const float>()),
-        .weights_stride = weights.row_stride(),
-        .tokens = n,
-        .k = static_cast<int>(k),
-        .experts = groups};
-    Carve scratch(scratch_->data());
-    cuda::PairOrder order;
-    order.first_row = scratch.Take<int32_t>(groups + 1);
-    order.token_of = scratch.Take<int32_t>(pairs);
-    order.place_of = scratch.Take<int32_t>(pairs);
-    auto* up_gate = scratch.Take<float>(pairs * 2 * ffn);
-    auto* hidden_rows =
-        scratch.Take<std::byte>(pairs * ffn * static_cast<int64_t>(SizeOf(dtype())));
-    auto* out = scratch.Take<float>(pairs * hidden);
-    cuda::SortPairs(order, routing, stream_);
+    uploads_->Reserve(matrices.size() * sizeof(cuda::LinearMatrix));
+    const cuda::LinearMatrix* sent = uploads_->Put(std::span(std::as_const(matrices)));
+    for (int64_t begin = 0; begin < x.rows(); begin += most) {
+      const int64_t n = std::min(most, x.rows() - begin), pairs = n * k;
+      const auto ids_rows = ids.Rows(begin, begin + n),
+                 weight_rows = weights.Rows(begin, begin + n);
+      const cuda::Routing routing = {
+          .ids = const_cast<int32_t*>(ids_rows.as<const int32_t>()),  // only MoeRoute writes
+          .ids_stride = ids.row_stride(),
+          .weights = const_cast<float*>(weight_rows.as<const float>()),
+          .weights_stride = weights.row_stride(),
+          .tokens = n,
+          .k = static_cast<int>(k),
+          .experts = groups};
+      Carve scratch(scratch_->data());
+      cuda::PairOrder order;
+      order.first_row = scratch.Take<int32_t>(groups + 1);
+      order.token_of = scratch.Take<int32_t>(pairs);
+      order.place_of = scratch.Take<int32_t>(pairs);
+      auto* up_gate = scratch.Take<float>(pairs * 2 * ffn);
+      auto* hidden_rows =
+          scratch.Take<std::byte>(pairs * ffn * static_cast<int64_t>(SizeOf(dtype())));
+      auto* out = scratch.Take<float>(pairs * hidden);
+      cuda::SortPairs(order, routing, stream_);
 
-    cuda::LinearProblem p = ProblemOf(Packed(*experts[0].up_gate), type());
-    p.groups = groups;
-    p.first_row = order.first_row;
-    p.rows = n;  // an expert is chosen at most once by a token
-    p.matrices = sent;
-    p.x = RowsOf(x.Rows(begin, begin + n));
-    p.x_rows = order.token_of;
-    p.y = {up_gate, 2 * ffn, cuda::Type::kFloat32};
-    cuda::Linear(p, stream_);
-    cuda::SiluMul({hidden_rows, ffn, type()}, {up_gate, 2 * ffn, cuda::Type::kFloat32},
-                  {up_gate + ffn, 2 * ffn, cuda::Type::kFloat32}, pairs, ffn, stream_);
-    p = ProblemOf(Packed(*experts[0].down), type());
-    p.groups = groups;
-    p.first_row = order.first_row;
-    p.rows = n;
-    p.matrices = sent + groups;
-    p.x = {hidden_rows, ffn, type()};
-    p.y = {out, hidden, cuda::Type::kFloat32};
-    cuda::Linear(p, stream_);
-    cuda::AddExperts(y.Rows(begin, begin + n).as<float>(), y.row_stride(), out, order.place_of,
-                     routing, hidden, stream_);
-  }
-  Done("AddMoe");
+      cuda::LinearProblem p = ProblemOf(Packed(*experts[0].up_gate), type());
+      p.groups = groups;
+      p.first_row = order.first_row;
+      p.rows = n;  // an expert is chosen at most once by a token
+      p.matrices = sent;
+      p.x = RowsOf(x.Rows(begin, begin + n));
+      p.x_rows = order.token_of;
+      p.y = {up_gate, 2 * ffn, cuda::Type::kFloat32};
+      cuda::Linear(p, stream_);
+      cuda::SiluMul({hidden_rows, ffn, type()}, {up_gate, 2 * ffn, cuda::Type::kFloat32},
+                    {up_gate + ffn, 2 * ffn, cuda::Type::kFloat32}, pairs, ffn, stream_);
+      p = ProblemOf(Packed(*experts[0].down), type());
+      p.groups = groups;
+      p.first_row = order.first_row;
+      p.rows = n;
+      p.matrices = sent + groups;
+      p.x = {hidden_rows, ffn, type()};
+      p.y = {out, hidden, cuda::Type::kFloat32};
+      cuda::Linear(p, stream_);
+      cuda::AddExperts(y.Rows(begin, begin + n).as<float>(), y.row_stride(), out, order.place_of,
+                       routing, hidden, stream_);
+    }
+  });
 }
 
-// ---- Attention
-// -----------------------------------------------------------------------------------
+// ---- Attention ---------------------------------------------------------------------------------
 
 void CudaBackend::DoRope(TensorView x, std::span<const int32_t> positions,
                          std::span<const float> inv_freq) {
-  uploads_->Reserve(positions.size_bytes() + inv_freq.size_bytes() + 2 * Uploads::kSlack);
-  const int32_t* sent = uploads_->Put(positions);
-  cuda::Rope(RowsOf(x), sent, uploads_->Put(inv_freq), x.rows(), x.dim(1), x.dim(2) / 2, stream_);
-  Done("Rope");
+  Op("Rope", [&] {
+    uploads_->Reserve(positions.size_bytes() + inv_freq.size_bytes() + 2 * Uploads::kSlack);
+    const int32_t* sent = uploads_->Put(positions);
+    cuda::Rope(RowsOf(x), sent, uploads_->Put(inv_freq), x.rows(), x.dim(1), x.dim(2) / 2, stream_);
+  });
 }
 
 cuda::KvLayer CudaBackend::Layer(const KvCacheView& kv, int32_t layer) const {
@@ -483,10 +548,11 @@ cuda::KvLayer CudaBackend::Layer(const KvCacheView& kv, int32_t layer) const {
 
 void CudaBackend::DoStoreKv(const KvCacheView& kv, int32_t layer, ConstTensorView k,
                             ConstTensorView v, std::span<const int64_t> slot_mapping) {
-  uploads_->Reserve(slot_mapping.size_bytes());
-  cuda::StoreKv(Layer(kv, layer), RowsOf(k), RowsOf(v), uploads_->Put(slot_mapping), k.rows(),
-                stream_);
-  Done("StoreKv");
+  Op("StoreKv", [&] {
+    uploads_->Reserve(slot_mapping.size_bytes());
+    cuda::StoreKv(Layer(kv, layer), RowsOf(k), RowsOf(v), uploads_->Put(slot_mapping), k.rows(),
+                  stream_);
+  });
 }
 
 void CudaBackend::AddTasks(int32_t sequence, int32_t query_begin, int64_t rows, int64_t group,
@@ -558,50 +624,52 @@ void CudaBackend::RunTasks(cuda::AttentionProblem problem, std::span<const Block
 void CudaBackend::DoPagedAttention(TensorView y, ConstTensorView q, const KvCacheView& kv,
                                    int32_t layer, const AttentionBatch& batch, float scale,
                                    bool causal) {
-  const int64_t group = q.dim(1) / kv.layout.kv_heads;
-  tiles_.clear();
-  for (int32_t s = 0; s < batch.seqs(); ++s) {
-    const int32_t tokens = batch.query_start[s + 1] - batch.query_start[s];
-    const int32_t context = batch.context_len[s];
-    AddTasks(s, batch.query_start[s], tokens * group, group,
-             causal ? context - tokens + 1 : context, causal);
-  }
-  cuda::AttentionProblem p = {.y = RowsOf(y),
-                              .q = RowsOf(q),
-                              .keys = {},
-                              .heads = static_cast<int>(q.dim(1)),
-                              .kv_heads = kv.layout.kv_heads,
-                              .head_dim = kv.layout.head_dim,
-                              .scale = scale,
-                              .type = type()};
-  p.keys.blocks = Layer(kv, layer);
-  p.keys.max_blocks = batch.max_blocks;
-  CHECK_LE(p.head_dim, cuda::kMaxHeadDim);
-  RunTasks(p, batch.block_tables);
-  Done("PagedAttention");
+  Op("PagedAttention", [&] {
+    const int64_t group = q.dim(1) / kv.layout.kv_heads;
+    tiles_.clear();
+    for (int32_t s = 0; s < batch.seqs(); ++s) {
+      const int32_t tokens = batch.query_start[s + 1] - batch.query_start[s];
+      const int32_t context = batch.context_len[s];
+      AddTasks(s, batch.query_start[s], tokens * group, group,
+               causal ? context - tokens + 1 : context, causal);
+    }
+    cuda::AttentionProblem p = {.y = RowsOf(y),
+                                .q = RowsOf(q),
+                                .keys = {},
+                                .heads = static_cast<int>(q.dim(1)),
+                                .kv_heads = kv.layout.kv_heads,
+                                .head_dim = kv.layout.head_dim,
+                                .scale = scale,
+                                .type = type()};
+    p.keys.blocks = Layer(kv, layer);
+    p.keys.max_blocks = batch.max_blocks;
+    CHECK_LE(p.head_dim, cuda::kMaxHeadDim);
+    RunTasks(p, batch.block_tables);
+  });
 }
 
 void CudaBackend::DoEncoderAttention(TensorView y, ConstTensorView q, ConstTensorView k,
                                      ConstTensorView v, int64_t seqs, float scale) {
-  const int64_t q_len = q.rows() / seqs, kv_len = k.rows() / seqs;
-  tiles_.clear();
-  for (int64_t s = 0; s < seqs; ++s) {
-    AddTasks(static_cast<int32_t>(s), static_cast<int32_t>(s * q_len), q_len, 1, kv_len, false);
-  }
-  cuda::AttentionProblem p = {.y = RowsOf(y),
-                              .q = RowsOf(q),
-                              .keys = {},
-                              .heads = static_cast<int>(q.dim(1)),
-                              .kv_heads = static_cast<int>(q.dim(1)),
-                              .head_dim = static_cast<int>(q.dim(2)),
-                              .scale = scale,
-                              .type = type()};
-  p.keys.k = RowsOf(k);
-  p.keys.v = RowsOf(v);
-  p.keys.kv_len = kv_len;
-  CHECK_LE(p.head_dim, cuda::kMaxHeadDim);
-  RunTasks(p, {});
-  Done("EncoderAttention");
+  Op("EncoderAttention", [&] {
+    const int64_t q_len = q.rows() / seqs, kv_len = k.rows() / seqs;
+    tiles_.clear();
+    for (int64_t s = 0; s < seqs; ++s) {
+      AddTasks(static_cast<int32_t>(s), static_cast<int32_t>(s * q_len), q_len, 1, kv_len, false);
+    }
+    cuda::AttentionProblem p = {.y = RowsOf(y),
+                                .q = RowsOf(q),
+                                .keys = {},
+                                .heads = static_cast<int>(q.dim(1)),
+                                .kv_heads = static_cast<int>(q.dim(1)),
+                                .head_dim = static_cast<int>(q.dim(2)),
+                                .scale = scale,
+                                .type = type()};
+    p.keys.k = RowsOf(k);
+    p.keys.v = RowsOf(v);
+    p.keys.kv_len = kv_len;
+    CHECK_LE(p.head_dim, cuda::kMaxHeadDim);
+    RunTasks(p, {});
+  });
 }
 
 }  // namespace sensorium

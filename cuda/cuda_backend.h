@@ -6,11 +6,13 @@
 // Batch invariance holds always: every kernel is our own, and a row's order of additions is fixed
 // by its own length. The headers of kernels/*.cu say how.
 //
-// Memory is taken at Create: an upload buffer for the host's small arrays and a scratch buffer; an
-// op that needs more scratch than there is works through its rows in pieces. No op allocates. Every
-// op is queued; CopyToHost waits, and so does an upload when its buffer is full.
+// Memory is taken at Create: an arena of a share of the device's memory, from which weights and
+// buffers are cut, pinned buffers for what goes up and down, and scratch; an op that needs more
+// scratch than there is works through its rows in pieces. No op allocates. Every op is queued;
+// CopyToHost waits, and so does an upload when its buffer is full.
 //
-// A call of the runtime that fails throws CudaError with the op's name.
+// A call of the runtime that fails throws CudaError with the op's name. What a kernel does wrong is
+// reported by the first call behind it: the error then names what was queued before, too.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -18,6 +20,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -36,8 +39,13 @@ enum class Determinism : uint8_t { kStrict, kFast };
 struct CudaBackendOptions {       // of device 0: CUDA_VISIBLE_DEVICES says which that is
   DType dtype = DType::kFloat32;  // float32: the exact reference mode; or bfloat16
   Determinism determinism = Determinism::kStrict;
+  // Of the device's free memory, taken as one arena; 0: every buffer is allocated by itself, so
+  // that a sanitizer sees its end.
+  double memory_share = 0;
   // Pinned and device memory for a step's arrays; a smaller one waits more often.
   size_t upload_bytes = size_t{8} << 20;
+  // Pinned memory for CopyToHost: a step's logits; a smaller one waits more often.
+  size_t download_bytes = size_t{64} << 20;
   // Device memory for what lies between two kernels of one op; a smaller one works in more pieces.
   size_t scratch_bytes = size_t{64} << 20;
   // Wait after each op, so that an error names the op that made it. For debugging and tests.
@@ -57,10 +65,16 @@ class CudaBackend final : public Backend {
   size_t KvBlockBytes(const KvLayout& layout) const override;
 
  private:
-  CudaBackend(const CudaBackendOptions& options, std::string description,
-              std::unique_ptr<cuda::Stream> stream, std::unique_ptr<cuda::Uploads> uploads,
-              std::unique_ptr<cuda::CudaBuffer> scratch,
-              std::unique_ptr<cuda::LibraryGemm> library);
+  // In this order: the buffers go before their memory, and that before the stream.
+  struct CudaParts {
+    std::unique_ptr<cuda::Stream> stream;
+    std::unique_ptr<cuda::DeviceMemory> memory;
+    std::unique_ptr<cuda::Uploads> uploads;
+    std::unique_ptr<cuda::PinnedBuffer> downloads;
+    std::unique_ptr<cuda::CudaBuffer> scratch;
+    std::unique_ptr<cuda::LibraryGemm> library;
+  };
+  CudaBackend(const CudaBackendOptions& options, std::string description, CudaParts parts);
 
   std::unique_ptr<LinearWeight> DoPackLinear(std::span<const LinearSource> parts) override;
   std::unique_ptr<LinearWeight> DoPackConv1d(ConstTensorView weight, ConstTensorView bias) override;
@@ -104,8 +118,11 @@ class CudaBackend final : public Backend {
                 int64_t first_limit, bool causal);
   // Runs tasks_ and merges_, in as many pieces as scratch and upload buffer ask for.
   void RunTasks(cuda::AttentionProblem problem, std::span<const BlockId> block_tables);
-  // Ends every op: reports what the launches of `op` came to.
-  void Done(const char* op);
+  // Every op: queues its calls; what fails in them is reported under its name.
+  template <typename Calls>
+  void Op(const char* name, Calls calls);
+  // The ops that may have failed although a later call reports it; "" when there are none.
+  std::string Suspects() const;
 
   // Constant after construction.
   const CudaBackendOptions options_;
@@ -113,9 +130,12 @@ class CudaBackend final : public Backend {
   const std::unique_ptr<cuda::Stream> owned_stream_;
   const cudaStream_t stream_;
   // Engine thread only.
+  const std::unique_ptr<cuda::DeviceMemory> memory_;
   const std::unique_ptr<cuda::Uploads> uploads_;
+  const std::unique_ptr<cuda::PinnedBuffer> downloads_;
   const std::unique_ptr<cuda::CudaBuffer> scratch_;
-  const std::unique_ptr<cuda::LibraryGemm> library_;  // kFast only
+  const std::unique_ptr<cuda::LibraryGemm> library_;     // kFast only
+  std::vector<std::pair<const char*, int64_t>> queued_;  // since the last wait, and how often
   // A call's tiles, each with its pieces; grow-only.
   struct Tile {
     cuda::MergeTask rows;

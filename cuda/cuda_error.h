@@ -11,14 +11,18 @@ namespace sensorium::cuda {
 
 class CudaError : public std::runtime_error {
  public:
-  CudaError(cudaError_t error, const std::string& what)
+  // `what` failed; `hint` follows the error's own text.
+  CudaError(cudaError_t error, const std::string& what, const std::string& hint = "")
       : std::runtime_error(what + ": " + cudaGetErrorString(error) + " (" +
-                           cudaGetErrorName(error) + ")"),
-        error_(error) {}
+                           cudaGetErrorName(error) + ")" + hint),
+        error_(error),
+        failed_(what) {}
   cudaError_t error() const { return error_; }
+  const std::string& failed() const { return failed_; }
 
  private:
   cudaError_t error_;
+  std::string failed_;
 };
 
 inline void Check(cudaError_t error, const char* what) {

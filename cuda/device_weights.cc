@@ -54,17 +54,12 @@ const std::byte* RowOf(const ConstTensorView& v, int64_t row) {
   return v.bytes() + row * v.row_stride() * static_cast<int64_t>(SizeOf(v.dtype()));
 }
 
-std::unique_ptr<CudaBuffer> MustAllocate(size_t size_bytes) {
-  std::unique_ptr<CudaBuffer> buffer = CudaBuffer::TryAllocate(size_bytes);
-  if (buffer == nullptr) throw CudaError(cudaErrorMemoryAllocation, "weights");
-  return buffer;
-}
-
 // Rows of `row_bytes` made by `write` on the host, some at a time, into a new buffer.
 template <typename Write>
-std::unique_ptr<CudaBuffer> UploadRows(int64_t rows, size_t row_bytes, cudaStream_t stream,
-                                       Write write) {
-  std::unique_ptr<CudaBuffer> buffer = MustAllocate(static_cast<size_t>(rows) * row_bytes);
+std::unique_ptr<CudaBuffer> UploadRows(int64_t rows, size_t row_bytes, DeviceMemory& memory,
+                                       cudaStream_t stream, Write write) {
+  std::unique_ptr<CudaBuffer> buffer =
+      memory.Allocate(static_cast<size_t>(rows) * row_bytes, MemoryUse::kWeights);
   const int64_t chunk = std::max<int64_t>(1, (size_t{1} << 20) / std::max<size_t>(1, row_bytes));
   std::vector<std::byte> staged(static_cast<size_t>(std::min(chunk, rows)) * row_bytes);
   for (int64_t begin = 0; begin < rows; begin += chunk) {
@@ -82,20 +77,22 @@ std::unique_ptr<CudaBuffer> UploadRows(int64_t rows, size_t row_bytes, cudaStrea
 }  // namespace
 
 std::unique_ptr<CudaLinear> CudaLinear::Pack(std::span<const LinearSource> parts, DType storage,
-                                             cudaStream_t stream) {
+                                             DeviceMemory& memory, cudaStream_t stream) {
   for (const LinearSource& part : parts) CHECK_EQ(part.weight.rank(), 2);
-  return PackTaps(parts, 1, storage, stream);
+  return PackTaps(parts, 1, storage, memory, stream);
 }
 
 std::unique_ptr<CudaLinear> CudaLinear::PackConv1d(ConstTensorView weight, ConstTensorView bias,
-                                                   DType storage, cudaStream_t stream) {
+                                                   DType storage, DeviceMemory& memory,
+                                                   cudaStream_t stream) {
   CHECK_EQ(weight.rank(), 3);
   const LinearSource part = {weight, bias};
-  return PackTaps({&part, 1}, weight.dim(2), storage, stream);
+  return PackTaps({&part, 1}, weight.dim(2), storage, memory, stream);
 }
 
 std::unique_ptr<CudaLinear> CudaLinear::PackTaps(std::span<const LinearSource> parts, int64_t taps,
-                                                 DType storage, cudaStream_t stream) {
+                                                 DType storage, DeviceMemory& memory,
+                                                 cudaStream_t stream) {
   CHECK(!parts.empty());
   std::unique_ptr<CudaLinear> w(new CudaLinear);
   w->in_ = parts[0].weight.dim(1);
@@ -113,8 +110,8 @@ std::unique_ptr<CudaLinear> CudaLinear::PackTaps(std::span<const LinearSource> p
     }
     return {nullptr, 0};
   };
-  w->weight_ = UploadRows(out_padded, static_cast<size_t>(w->in_padded_) * SizeOf(storage), stream,
-                          [&](std::byte* row, int64_t out) {
+  w->weight_ = UploadRows(out_padded, static_cast<size_t>(w->in_padded_) * SizeOf(storage), memory,
+                          stream, [&](std::byte* row, int64_t out) {
                             const auto [part, r] = find(out);
                             if (part == nullptr) return;
                             const ConstTensorView& v = part->weight;
@@ -125,21 +122,23 @@ std::unique_ptr<CudaLinear> CudaLinear::PackTaps(std::span<const LinearSource> p
                               }
                             }
                           });
-  w->bias_ = UploadRows(out_padded, sizeof(float), stream, [&](std::byte* element, int64_t out) {
-    const auto [part, r] = find(out);
-    if (part == nullptr || part->bias.bytes() == nullptr) return;
-    // A vector's elements are its rows, and may be strided like them.
-    WriteFloat(element, DType::kFloat32, 0,
-               ReadFloat(part->bias.bytes(), part->bias.dtype(), r * part->bias.row_stride()));
-  });
+  w->bias_ =
+      UploadRows(out_padded, sizeof(float), memory, stream, [&](std::byte* element, int64_t out) {
+        const auto [part, r] = find(out);
+        if (part == nullptr || part->bias.bytes() == nullptr) return;
+        // A vector's elements are its rows, and may be strided like them.
+        WriteFloat(element, DType::kFloat32, 0,
+                   ReadFloat(part->bias.bytes(), part->bias.dtype(), r * part->bias.row_stride()));
+      });
   return w;
 }
 
-CudaTable::CudaTable(std::span<const ConstTensorView> parts, DType storage, cudaStream_t stream) {
+CudaTable::CudaTable(std::span<const ConstTensorView> parts, DType storage, DeviceMemory& memory,
+                     cudaStream_t stream) {
   columns_ = parts[0].dim(1);
   for (const ConstTensorView& part : parts) rows_ += part.rows();
   buffer_ =
-      UploadRows(rows_, static_cast<size_t>(columns_) * SizeOf(storage), stream,
+      UploadRows(rows_, static_cast<size_t>(columns_) * SizeOf(storage), memory, stream,
                  [&](std::byte* to, int64_t row) {
                    const ConstTensorView* part = parts.data();
                    while (row >= part->rows()) row -= (part++)->rows();
@@ -149,9 +148,10 @@ CudaTable::CudaTable(std::span<const ConstTensorView> parts, DType storage, cuda
                  });
 }
 
-std::unique_ptr<CudaBuffer> UploadFloat32(ConstTensorView source, cudaStream_t stream) {
+std::unique_ptr<CudaBuffer> UploadFloat32(ConstTensorView source, DeviceMemory& memory,
+                                          cudaStream_t stream) {
   const int64_t n = source.row_elements();
-  return UploadRows(source.rows(), static_cast<size_t>(n) * sizeof(float), stream,
+  return UploadRows(source.rows(), static_cast<size_t>(n) * sizeof(float), memory, stream,
                     [&](std::byte* to, int64_t row) {
                       for (int64_t c = 0; c < n; ++c) {
                         WriteFloat(to, DType::kFloat32, c,

@@ -16,12 +16,12 @@ namespace sensorium::cuda {
 // are (tap, in), taps outermost.
 class CudaLinear final : public LinearWeight {
  public:
-  // Throws CudaError, out of memory included: a model that does not fit is known before (the plan
-  // of memory), so this is the device's failure. Waits.
+  // Throws CudaError; out of memory it tells the plan of memory. Waits.
   static std::unique_ptr<CudaLinear> Pack(std::span<const LinearSource> parts, DType storage,
-                                          cudaStream_t stream);
+                                          DeviceMemory& memory, cudaStream_t stream);
   static std::unique_ptr<CudaLinear> PackConv1d(ConstTensorView weight, ConstTensorView bias,
-                                                DType storage, cudaStream_t stream);
+                                                DType storage, DeviceMemory& memory,
+                                                cudaStream_t stream);
 
   int64_t in_features() const override { return in_; }
   int64_t out_features() const override { return out_; }
@@ -37,7 +37,8 @@ class CudaLinear final : public LinearWeight {
  private:
   CudaLinear() = default;
   static std::unique_ptr<CudaLinear> PackTaps(std::span<const LinearSource> parts, int64_t taps,
-                                              DType storage, cudaStream_t stream);
+                                              DType storage, DeviceMemory& memory,
+                                              cudaStream_t stream);
 
   int64_t in_ = 0, out_ = 0, taps_ = 1, in_padded_ = 0;
   std::unique_ptr<CudaBuffer> weight_, bias_;
@@ -46,7 +47,8 @@ class CudaLinear final : public LinearWeight {
 // Rows to look up, in the storage type.
 class CudaTable final : public TableWeight {
  public:
-  CudaTable(std::span<const ConstTensorView> parts, DType storage, cudaStream_t stream);
+  CudaTable(std::span<const ConstTensorView> parts, DType storage, DeviceMemory& memory,
+            cudaStream_t stream);
 
   int64_t rows() const override { return rows_; }
   int64_t columns() const override { return columns_; }
@@ -59,6 +61,7 @@ class CudaTable final : public TableWeight {
 };
 
 // A small array as float32. Waits.
-std::unique_ptr<CudaBuffer> UploadFloat32(ConstTensorView source, cudaStream_t stream);
+std::unique_ptr<CudaBuffer> UploadFloat32(ConstTensorView source, DeviceMemory& memory,
+                                          cudaStream_t stream);
 
 }  // namespace sensorium::cuda

@@ -3,8 +3,10 @@
 #include <string>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "cuda/cuda_error.h"
 #include "runtime/base/check.h"
+#include "spdlog/spdlog.h"
 
 namespace sensorium::cuda {
 namespace {
@@ -27,8 +29,8 @@ int64_t LibraryGemm::BucketFor(int64_t rows) {
   return bucket;
 }
 
-std::unique_ptr<LibraryGemm> LibraryGemm::Create(cudaStream_t stream) {
-  std::unique_ptr<CudaBuffer> workspace = CudaBuffer::TryAllocate(kWorkspaceBytes);
+std::unique_ptr<LibraryGemm> LibraryGemm::Create(DeviceMemory& memory, cudaStream_t stream) {
+  auto workspace = memory.TryAllocate(kWorkspaceBytes, MemoryUse::kWorkspace);
   if (workspace == nullptr) return nullptr;
   cublasLtHandle_t handle;
   LIBRARY_CHECK(cublasLtCreate(&handle));
@@ -71,20 +73,51 @@ void LibraryGemm::MakePlan(Plan& plan, Type type, int64_t bucket, int64_t in, in
   CheckLibrary(status, "cublasLtMatmulAlgoGetHeuristic");
   if (found == 0) CheckLibrary(CUBLAS_STATUS_NOT_SUPPORTED, "cublasLtMatmulAlgoGetHeuristic");
   plan.algorithm = best.algo;
+  const auto read = [&](cublasLtMatmulAlgoConfigAttributes_t attribute, auto* value) {
+    size_t written = 0;
+    LIBRARY_CHECK(cublasLtMatmulAlgoConfigGetAttribute(&plan.algorithm, attribute, value,
+                                                       sizeof(*value), &written));
+  };
+  read(CUBLASLT_ALGO_CONFIG_ID, &plan.chosen.id);
+  read(CUBLASLT_ALGO_CONFIG_TILE_ID, &plan.chosen.tile);
+  read(CUBLASLT_ALGO_CONFIG_STAGES_ID, &plan.chosen.stages);
+  read(CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &plan.chosen.split_k);
+  read(CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME, &plan.chosen.reduction);
+  plan.chosen.workspace_bytes = best.workspaceSize;
 }
 
 void LibraryGemm::Pin(Type type, int64_t in, int64_t out) {
+  if (plans_.contains(Shape(type, kLeastBucket, in, out))) return;
+  const char* name = type == Type::kFloat32 ? "float32" : "bfloat16";
+  std::string ids;
   for (int64_t bucket = kLeastBucket; bucket <= kMostBucket; bucket *= 2) {
-    const auto [at, is_new] = plans_.try_emplace(Shape(type, bucket, in, out));
-    if (is_new) MakePlan(at->second, type, bucket, in, out);
+    Plan& plan = plans_[Shape(type, bucket, in, out)];
+    MakePlan(plan, type, bucket, in, out);
+    const Algorithm& a = plan.chosen;
+    spdlog::debug(
+        "cuBLASLt: {} [{}, {}], {} rows: algorithm {}, tile {}, stages {}, split {}, reduction {}, "
+        "{} bytes of workspace",
+        name, out, in, bucket, a.id, a.tile, a.stages, a.split_k, a.reduction, a.workspace_bytes);
+    absl::StrAppend(&ids, " ", bucket, ":", a.id, "/", a.tile);
   }
+  spdlog::info("cuBLASLt: {} [{}, {}] pinned, rows:algorithm/tile{}", name, out, in, ids);
+}
+
+const LibraryGemm::Algorithm& LibraryGemm::PinnedFor(Type type, int64_t bucket, int64_t in,
+                                                     int64_t out) const {
+  return Find(type, bucket, in, out).chosen;
+}
+
+const LibraryGemm::Plan& LibraryGemm::Find(Type type, int64_t bucket, int64_t in,
+                                           int64_t out) const {
+  const auto at = plans_.find(Shape(type, bucket, in, out));
+  CHECK(at != plans_.end()) << "no plan for " << bucket << " x " << in << " x " << out;
+  return at->second;
 }
 
 void LibraryGemm::Run(float* y, const void* x, const void* w, Type type, int64_t bucket, int64_t in,
                       int64_t out) {
-  const auto at = plans_.find(Shape(type, bucket, in, out));
-  CHECK(at != plans_.end()) << "no plan for " << bucket << " x " << in << " x " << out;
-  const Plan& plan = at->second;
+  const Plan& plan = Find(type, bucket, in, out);
   const float one = 1.f, zero = 0.f;
   LIBRARY_CHECK(cublasLtMatmul(handle_, plan.product, &one, w, plan.w, x, plan.x, &zero, y, plan.y,
                                y, plan.y, &plan.algorithm, workspace_->data(), kWorkspaceBytes,

@@ -28,14 +28,24 @@ class LibraryGemm {
   static int64_t BucketFor(int64_t rows);  // REQUIRES: rows <= kMostBucket
   static constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
-  // null when there is no memory for the workspace. Throws CudaError when the library fails.
-  static std::unique_ptr<LibraryGemm> Create(cudaStream_t stream);
+  // null when there is no memory for the workspace. Throws when the library fails.
+  static std::unique_ptr<LibraryGemm> Create(DeviceMemory& memory, cudaStream_t stream);
   ~LibraryGemm();
   LibraryGemm(const LibraryGemm&) = delete;
   LibraryGemm& operator=(const LibraryGemm&) = delete;
 
-  // Chooses the algorithm of every bucket for weights of this shape and type; once for each.
+  // What was chosen for one weight shape and bucket: numbers of cuBLASLt's own
+  // (CUBLASLT_ALGO_CONFIG_*), which name it to whoever compares two machines.
+  struct Algorithm {
+    int32_t id = 0, split_k = 0;
+    uint32_t tile = 0, stages = 0, reduction = 0;
+    size_t workspace_bytes = 0;
+  };
+  // Chooses the algorithm of every bucket for weights of this shape and type; once for each, and
+  // logs it: a line for the shape, one at debug level for each bucket.
   void Pin(Type type, int64_t in, int64_t out);
+  // REQUIRES: pinned.
+  const Algorithm& PinnedFor(Type type, int64_t bucket, int64_t in, int64_t out) const;
 
   // y = x W^T, queued: y float32 [bucket, out], x [bucket, in], w [out, in], all contiguous and
   // 16-byte aligned, x and w of `type`. REQUIRES: pinned.
@@ -47,11 +57,13 @@ class LibraryGemm {
     cublasLtMatmulDesc_t product = nullptr;
     cublasLtMatrixLayout_t w = nullptr, x = nullptr, y = nullptr;
     cublasLtMatmulAlgo_t algorithm = {};
+    Algorithm chosen;
   };
   using Shape = std::tuple<Type, int64_t, int64_t, int64_t>;  // type, bucket, in, out
 
   LibraryGemm(cublasLtHandle_t handle, std::unique_ptr<CudaBuffer> workspace, cudaStream_t stream)
       : handle_(handle), workspace_(std::move(workspace)), stream_(stream) {}
+  const Plan& Find(Type type, int64_t bucket, int64_t in, int64_t out) const;
   void MakePlan(Plan& plan, Type type, int64_t bucket, int64_t in, int64_t out);
 
   const cublasLtHandle_t handle_;  // owned

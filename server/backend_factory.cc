@@ -1,5 +1,8 @@
 #include "server/backend_factory.h"
 
+#include <exception>
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/cpu/cpu_backend.h"
@@ -25,8 +28,9 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCpu(const BackendOptions& options, 
 absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const BackendOptions& options, DType dtype) {
 #ifdef SENSORIUM_CUDA
   const bool fast = options.determinism == "fast";
-  return CudaBackend::Create(
-      {.dtype = dtype, .determinism = fast ? Determinism::kFast : Determinism::kStrict});
+  return CudaBackend::Create({.dtype = dtype,
+                              .determinism = fast ? Determinism::kFast : Determinism::kStrict,
+                              .memory_share = options.memory_share});
 #else
   return absl::FailedPreconditionError("device is 'cuda'; this build has the CPU backend only");
 #endif
@@ -58,6 +62,17 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& optio
   // No GPU, or none that will do: the CPU is what there is. One that is full is somebody's mistake.
   if (cuda.status().code() != absl::StatusCode::kFailedPrecondition) return cuda;
   return OpenCpu(options, dtype);
+}
+
+absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const BackendOptions& options,
+                                                   const EngineConfig& config,
+                                                   Engine::Progress progress) {
+  ASSIGN_OR_RETURN(auto backend, OpenBackend(options));
+  try {
+    return Engine::Create(config, std::move(backend), std::move(progress));
+  } catch (const std::exception& e) {
+    return absl::UnavailableError(absl::StrCat("the device failed while loading: ", e.what()));
+  }
 }
 
 }  // namespace sensorium

@@ -158,14 +158,14 @@ absl::StatusOr<OpenedClient> OpenClient(const ClientOptions& options) {
     config.speech_model = UniqueName(NameOf(path), config.models);
     config.models.push_back({.name = config.speech_model, .path = path});
   }
-  ASSIGN_OR_RETURN(auto backend, OpenBackend({.dtype = options.dtype,
-                                              .cpu_level = options.cpu_level,
-                                              .threads = options.threads}));
   ProgressBar bar;
   const auto show = [&](const std::string& model, size_t done, size_t total) {
     bar.Update("loading " + model, static_cast<double>(done), static_cast<double>(total));
   };
-  ASSIGN_OR_RETURN(auto engine, Engine::Create(config, std::move(backend), show));
+  ASSIGN_OR_RETURN(auto engine, OpenEngine({.dtype = options.dtype,
+                                            .cpu_level = options.cpu_level,
+                                            .threads = options.threads},
+                                           config, show));
   opened.client = std::make_unique<LocalClient>(std::move(engine));
   return opened;
 }
@@ -243,14 +243,16 @@ double Shortest(float value) {
 }
 
 Json UsageJson(const v1::Usage& usage) {
-  return {
-      {"prompt_tokens", usage.prompt_tokens()}, {"cached_tokens", usage.cached_tokens()},
-      {"image_tokens", usage.image_tokens()},   {"completion_tokens", usage.completion_tokens()},
-      {"audio_ms", usage.audio_ms()},           {"kv_blocks_peak", usage.kv_blocks_peak()},
-      {"encode_device_us", usage.encode_device_us()},
-      {"prefill_device_us", usage.prefill_device_us()},
-      {"decode_device_us", usage.decode_device_us()},
-      {"kv_block_ms", usage.kv_block_ms()}};
+  return {{"prompt_tokens", usage.prompt_tokens()},
+          {"cached_tokens", usage.cached_tokens()},
+          {"image_tokens", usage.image_tokens()},
+          {"completion_tokens", usage.completion_tokens()},
+          {"audio_ms", usage.audio_ms()},
+          {"kv_blocks_peak", usage.kv_blocks_peak()},
+          {"encode_device_us", usage.encode_device_us()},
+          {"prefill_device_us", usage.prefill_device_us()},
+          {"decode_device_us", usage.decode_device_us()},
+          {"kv_block_ms", usage.kv_block_ms()}};
 }
 
 Json TimingJson(const v1::Timing& timing) {

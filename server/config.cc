@@ -161,6 +161,7 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   device.String("dtype", &config.backend.dtype);
   device.String("cpu_level", &config.backend.cpu_level);
   device.String("determinism", &config.backend.determinism);
+  device.Number("memory_share", &config.backend.memory_share, 0.01, 1);
   device.Number("threads", &config.backend.threads, 0, 4096);
   device.Bool("pin_threads", &config.backend.pin_threads);
 

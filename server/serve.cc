@@ -103,9 +103,7 @@ absl::Status Serve(const ServeOptions& options) {
   spdlog::set_level(spdlog::level::from_str(config->log_level));
 
   RETURN_IF_ERROR(ProbeListen(config->server.listen));  // before minutes of loading
-  auto backend = OpenBackend(config->backend);
-  if (!backend.ok()) return backend.status();
-  auto engine = Engine::Create(config->engine, *std::move(backend), LoadLog(signals));
+  auto engine = OpenEngine(config->backend, config->engine, LoadLog(signals));
   if (!engine.ok()) return engine.status();
   auto server = Server::Start(config->server, **engine);
   if (!server.ok()) return server.status();

@@ -17,7 +17,9 @@
 //           512 keys.
 // Numerics  scores, weights' sums and outputs in fp32; for bfloat16 the weights are rounded before
 //           they are summed, so that they add up to 1. A row's order of keys is fixed
-//           (attention.h); a masked key contributes an exact zero.
+//           (attention.h); a key that a row does not see contributes nothing to it, whatever it
+//           holds: the matrix units multiply its weight of zero, so where some row of a tile does
+//           not see all keys, values that are no numbers are left out there and added behind.
 #include "cuda/kernels/attention.h"
 
 #include "cuda/kernels/launch.h"
@@ -97,6 +99,16 @@ __device__ __forceinline__ void LoadKeys(typename MmaShape<kDims>::Shared& s, in
   }
 }
 
+// Two bfloat16 with zeros for those that are NaN or infinite (all bits of the exponent set); *seen
+// becomes nonzero when one is.
+__device__ __forceinline__ uint32_t FiniteOrZero(uint32_t pair, uint32_t* seen) {
+  uint32_t bad = 0;
+  if ((pair & 0x7f80u) == 0x7f80u) bad |= 0xffffu;
+  if ((pair & 0x7f800000u) == 0x7f800000u) bad |= 0xffff0000u;
+  *seen |= bad;
+  return pair & ~bad;
+}
+
 // Every loop over an array of registers is unrolled, or the array would lie in memory.
 template <int kDims>
 __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProblem p,
@@ -129,6 +141,8 @@ __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProble
     limit[h] = r < t.num_rows ? Limit(t, t.first_row + r, group) : 0;
   }
   const bool warp_has_rows = warp_row < t.num_rows;
+  // Keys that all of the warp's rows see: later rows see more.
+  const int seen_by_all = Limit(t, t.first_row + warp_row, group);
   const float scale = p.scale * 1.44269504089f;  // log2 e: the weights are powers of 2
   float acc[kDims / 8][4] = {};
   float max[2] = {-INFINITY, -INFINITY}, sum[2] = {};
@@ -185,6 +199,9 @@ __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProble
 #pragma unroll
       for (int e = 0; e < 4; ++e) acc[n][e] *= keep[e / 2];
     }
+    const int end = first + kKeys < t.end_key ? first + kKeys : t.end_key;
+    const bool masked = end > seen_by_all;
+    uint32_t not_finite = 0;
 #pragma unroll
     for (int j = 0; j < kKeys / 8; j += 2) {
       // The scores' layout is that of the left operand, two tiles of 8 keys to one of 16.
@@ -204,8 +221,25 @@ __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProble
       for (int n = 0; n < kDims / 8; n += 2) {
         uint32_t b[4];  // two tiles of 8 dims of 16 keys
         ldmatrix_x4_trans(b, &s.v[stage][j * 8 + lane % 16][n * 8 + lane / 16 * 8]);
+        if (masked) {
+#pragma unroll
+          for (int i = 0; i < 4; ++i) b[i] = FiniteOrZero(b[i], &not_finite);
+        }
         mma_bf16_16816(acc[n], a, b[0], b[1]);
         mma_bf16_16816(acc[n + 1], a, b[2], b[3]);
+      }
+    }
+    // What was left out, for the rows that see it: a number times a NaN or an infinity is one.
+    if (__any_sync(kWholeWarpMask, not_finite != 0)) {
+      for (int key = first; key < end; ++key) {
+#pragma unroll
+        for (int n = 0; n < kDims / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const float v = ToFloat(s.v[stage][key - first][n * 8 + lane % 4 * 2 + e % 2]);
+            if (key < limit[e / 2] && v - v != 0.f) acc[n][e] += v;
+          }
+        }
       }
     }
   }
@@ -326,7 +360,10 @@ __global__ __launch_bounds__(kThreads) void attention_plain_kernel(AttentionProb
           const int d = lane + 32 * i;
           if (d >= dims) break;
           const float v = s.v[key * dims + d];
-          for (int r = 0; r < kRowsAtOnce; ++r) acc[r][i] += weights[r * kPlainKeys + key] * v;
+          for (int r = 0; r < kRowsAtOnce; ++r) {
+            const float weight = weights[r * kPlainKeys + key];
+            if (weight != 0.f) acc[r][i] += weight * v;  // else v may be NaN: a row does not see it
+          }
         }
       }
     }

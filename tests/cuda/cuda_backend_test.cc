@@ -6,11 +6,14 @@
 #include <cstring>
 #include <numeric>
 #include <random>
+#include <sstream>
 
 #include "absl/status/status.h"
 #include "cuda/cuda_error.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "spdlog/sinks/ostream_sink.h"
+#include "spdlog/spdlog.h"
 #include "tests/cuda_emu/emulated_device.h"
 #include "tests/runtime/cpu/random_matrix.h"
 
@@ -31,6 +34,7 @@ class CudaBackendTest : public testing::Test {
  protected:
   void TearDown() override {
     cuda_emu::FailLaunch(0);
+    cuda_emu::RefuseLaunch(0);
     cuda_emu::FailAllocation(0);
     cuda_emu::SetDeviceCount(1);
     cuda_emu::SetDeviceMemory(size_t{4} << 30);
@@ -55,19 +59,87 @@ TEST_F(CudaBackendTest, RefusesOtherTypes) {
             absl::StatusCode::kInvalidArgument);
 }
 
-TEST_F(CudaBackendTest, AFullDeviceIsNamedWithItsNumbersAndNothingLeaks) {
+TEST_F(CudaBackendTest, AFullDeviceTellsThePlanOfMemoryAndNothingLeaks) {
+  const char* kWanted[] = {"8.0 MiB wanted for workspace", "64.0 MiB wanted for workspace",
+                           "32.0 MiB wanted for workspace"};  // uploads, scratch, cuBLASLt's
   for (int n : {1, 2, 3}) {
     cuda_emu::FailAllocation(n);
     const absl::Status status = CudaBackend::Create({.determinism = Determinism::kFast}).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
-    EXPECT_THAT(std::string(status.message()), HasSubstr("67108864"));
+    EXPECT_THAT(std::string(status.message()), HasSubstr(kWanted[n - 1]));
     EXPECT_EQ(cuda_emu::AllocatedBytes(), 0u);
   }
   const auto backend = Open();
-  const absl::Status huge = backend->Allocate(size_t{1} << 60).status();
+  const absl::Status huge = backend->Allocate(size_t{1} << 40).status();
   EXPECT_EQ(huge.code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(huge.message()), HasSubstr("1152921504606846976"));
-  EXPECT_THAT(std::string(huge.message()), HasSubstr("available"));
+  EXPECT_EQ(std::string(huge.message()),
+            "the CUDA device's memory: 1048576.0 MiB wanted for KV blocks and activations; taken: "
+            "weights 0.0 MiB, KV blocks and activations 0.0 MiB, workspace 72.0 MiB, free 4024.0 "
+            "MiB of 4096.0 MiB");
+  EXPECT_EQ(backend->Allocate(SIZE_MAX).status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+// A model that does not fit: what its weights, the KV blocks and the workspace take so far.
+TEST_F(CudaBackendTest, WeightsThatDoNotFitTellThePlanOfMemory) {
+  const Matrix w = Matrix::Random(rng_, 512, 512, kF32);
+  const LinearSource source = {w.view(), {}};
+  for (double share : {0.0, 0.75}) {
+    cuda_emu::SetDeviceMemory(size_t{80} << 20);
+    const auto be = Open({.memory_share = share, .scratch_bytes = size_t{48} << 20});
+    const auto kv = be->Allocate(size_t{2} << 20);
+    ASSERT_TRUE(kv.ok()) << kv.status();
+    std::vector<std::unique_ptr<LinearWeight>> layers;
+    try {
+      while (layers.size() < 100) layers.push_back(be->PackLinear({&source, 1}));
+      ADD_FAILURE() << "a hundred MiB of eighty";
+    } catch (const cuda::CudaError& e) {
+      EXPECT_EQ(e.error(), cudaErrorMemoryAllocation);
+      EXPECT_THAT(e.what(), HasSubstr("1.0 MiB wanted for weights; taken: weights "));
+      EXPECT_THAT(e.what(), HasSubstr("KV blocks and activations 2.0 MiB, workspace 56.0 MiB"));
+      EXPECT_THAT(e.what(), HasSubstr("out of memory (cudaErrorMemoryAllocation)"));
+    }
+    EXPECT_EQ(layers.size(), share == 0 ? 21u : 1u);
+  }
+}
+
+TEST_F(CudaBackendTest, OneArenaIsTakenAtStartAndEveryBufferIsAPartOfIt) {
+  cuda_emu::SetDeviceMemory(size_t{200} << 20);
+  const int64_t before = cuda_emu::counters().device_allocations;
+  const auto be = Open({.determinism = Determinism::kFast,
+                        .memory_share = 0.5,
+                        .upload_bytes = 1000,
+                        .scratch_bytes = 100000});
+  EXPECT_EQ(cuda_emu::AllocatedBytes(), size_t{100} << 20);
+  const Matrix w = Matrix::Random(rng_, 64, 32, kF32);
+  const LinearSource source = {w.view(), {}};
+  const auto packed = be->PackLinear({&source, 1});
+  // Gaps are filled again, the first that is large enough, and nothing overlaps.
+  std::vector<std::unique_ptr<DeviceBuffer>> buffers;
+  for (size_t bytes : {1, 300, 256, 5000}) buffers.push_back(*be->Allocate(bytes));
+  std::byte* const second = buffers[1]->data();
+  buffers[1].reset();
+  buffers[1] = *be->Allocate(512);
+  EXPECT_EQ(buffers[1]->data(), second);
+  buffers.push_back(*be->Allocate(513));
+  for (const auto& a : buffers) {
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(a->data()) % 256, 0u);
+    for (const auto& b : buffers) {
+      EXPECT_TRUE(a == b || a->data() + a->size_bytes() <= b->data() ||
+                  b->data() + b->size_bytes() <= a->data());
+    }
+  }
+  const absl::Status full = be->Allocate(size_t{90} << 20).status();
+  EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(full.message()), HasSubstr("of the 100.0 MiB taken at start"));
+  EXPECT_EQ(cuda_emu::counters().device_allocations, before + 1);
+}
+
+TEST_F(CudaBackendTest, AnArenaThatCannotBeHadIsRefusedWithBothNumbers) {
+  cuda_emu::FailAllocation(1);
+  const absl::Status status = CudaBackend::Create({.memory_share = 0.9}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("4096 of 4096 MiB are free"));
+  EXPECT_EQ(cuda_emu::AllocatedBytes(), 0u);
 }
 
 TEST_F(CudaBackendTest, AllocatesAlignedMemoryAndFreesIt) {
@@ -133,7 +205,7 @@ TEST_F(CudaBackendTest, AStepWaitsOnceAndAllocatesNothing) {
   y.Read();
   const cuda_emu::Counters after = cuda_emu::counters();
   EXPECT_EQ(after.launches - before.launches, 20);
-  EXPECT_EQ(after.synchronisations - before.synchronisations, 2);  // the copy's own, and the wait
+  EXPECT_EQ(after.synchronisations - before.synchronisations, 1);
   EXPECT_EQ(after.device_allocations, before.device_allocations);
   // Positions and frequencies once for all layers.
   EXPECT_EQ(after.copies_to_device - before.copies_to_device, 2);
@@ -156,38 +228,78 @@ TEST_F(CudaBackendTest, ASmallUploadBufferOnlyWaitsMoreOften) {
     for (int c = 0; c < 20; ++c) EXPECT_EQ(got[r * 20 + c], (r * 7 + c) % 50);
 }
 
-TEST_F(CudaBackendTest, AFailedKernelThrowsAndNamesTheOpWhenEachWaits) {
-  {
-    const auto be = Open();
-    DeviceArray x(*be, 2, std::vector<float>(4, 1.f)), y(*be, 2, 2);
-    cuda_emu::FailLaunch(1);
-    be->Copy(y.view(), x.view());  // queued: nobody knows yet
-    EXPECT_THROW(y.Read(), cuda::CudaError);
-    cuda_emu::FailLaunch(0);
+// What a call to the device came to: the error's text, "" when nothing was thrown.
+template <typename F>
+std::string ErrorOf(cudaError_t expected, F f) {
+  try {
+    f();
+  } catch (const cuda::CudaError& e) {
+    EXPECT_EQ(e.error(), expected);
+    return e.what();
   }
+  return "";
+}
+
+TEST_F(CudaBackendTest, AFailedKernelIsNamedAmongWhatWasQueued) {
+  const auto be = Open();
+  DeviceArray x(*be, 2, std::vector<float>(4, 1.f)), y(*be, 2, 2);
+  y.Read();  // the ops before a wait that was well are not suspects
+  cuda_emu::FailLaunch(2);
+  be->Copy(y.view(), x.view());
+  be->Copy(y.view(), x.view());
+  be->MeanRows(y.view().Rows(0, 1), x.view(), 2);  // all queued: nobody knows yet
+  const std::string error = ErrorOf(cudaErrorLaunchFailure, [&] { y.Read(); });
+  EXPECT_THAT(error, HasSubstr("CopyToHost, cudaStreamSynchronize(stream_): unspecified launch "
+                               "failure (cudaErrorLaunchFailure)"));
+  EXPECT_THAT(error, HasSubstr("queued before"));
+  EXPECT_THAT(error, HasSubstr(": 1 CopyToHost 2 Copy 1 MeanRows"));
+}
+
+TEST_F(CudaBackendTest, AFailedKernelIsNamedAloneWhenEachOpWaits) {
   const auto be = Open({.wait_after_each_op = true});
   DeviceArray x(*be, 2, std::vector<float>(4, 1.f)), y(*be, 2, 2);
   cuda_emu::FailLaunch(1);
-  try {
-    be->MeanRows(y.view().Rows(0, 1), x.view(), 2);
-    ADD_FAILURE() << "nothing thrown";
-  } catch (const cuda::CudaError& e) {
-    EXPECT_THAT(e.what(), HasSubstr("MeanRows: unspecified launch failure"));
-    EXPECT_EQ(e.error(), cudaErrorLaunchFailure);
+  EXPECT_EQ(
+      ErrorOf(cudaErrorLaunchFailure, [&] { be->MeanRows(y.view().Rows(0, 1), x.view(), 2); }),
+      "MeanRows, its kernels: unspecified launch failure (cudaErrorLaunchFailure)");
+}
+
+TEST_F(CudaBackendTest, ARefusedLaunchIsNamedAtOnce) {
+  const auto be = Open();
+  DeviceArray x(*be, 2, std::vector<float>(4, 1.f)), y(*be, 2, 2);
+  y.Read();
+  cuda_emu::RefuseLaunch(1);
+  const std::string error =
+      ErrorOf(cudaErrorInvalidConfiguration, [&] { be->Copy(y.view(), x.view()); });
+  EXPECT_EQ(error.find("Copy, "), 0u) << error;
+  EXPECT_THAT(error, HasSubstr("invalid configuration argument (cudaErrorInvalidConfiguration)"));
+}
+
+// A step's logits may be larger than the pinned buffer, and so may one row of them.
+TEST_F(CudaBackendTest, ASmallDownloadBufferOnlyWaitsMoreOften) {
+  for (size_t bytes : {64, 400, 404, 1 << 20}) {
+    const auto be = Open({.download_bytes = bytes});
+    std::vector<float> values(7 * 101);
+    std::iota(values.begin(), values.end(), 0.f);
+    DeviceArray x(*be, 101, values);
+    EXPECT_EQ(x.Read(), values);
+    std::vector<float> columns(7 * 90);
+    be->CopyToHost(columns, x.view().Columns(5, 95));
+    for (int i = 0; i < 7 * 90; ++i) ASSERT_EQ(columns[i], values[i / 90 * 101 + 5 + i % 90]);
   }
-  cuda_emu::FailLaunch(0);
 }
 
 // Rows that are not 16-byte aligned take another way into shared memory: the same values arrive.
 TEST_F(CudaBackendTest, AlignedAndStridedRowsGiveTheSameBits) {
   const auto be = Open({.dtype = kBf16, .wait_after_each_op = true});
-  const int64_t in = 104, out = 70;
-  const Matrix w = Matrix::Random(rng_, out, in, kF32);
-  const LinearSource source = {w.view(), {}};
-  const auto packed = be->PackLinear({&source, 1});
-  for (int64_t rows : {3, 70}) {
+  for (const auto& [rows, in] :
+       {std::pair<int64_t, int64_t>{3, 104}, {70, 104}, {3, 99}, {70, 99}}) {
+    const int64_t out = 70, to_even = 8 - in % 8;  // what lies between rows is NaN
+    const Matrix w = Matrix::Random(rng_, out, in, kF32);
+    const LinearSource source = {w.view(), {}};
+    const auto packed = be->PackLinear({&source, 1});
     const Matrix x = Matrix::Random(rng_, rows, in, kBf16);
-    Matrix strided(rows, in, kBf16, 3), even(rows, in, kBf16, 16);
+    Matrix strided(rows, in, kBf16, 3), even(rows, in, kBf16, 8 + to_even);
     for (int64_t r = 0; r < rows; ++r) {
       for (int64_t c = 0; c < in; ++c) {
         strided.Set(r, c, x.Get(r, c)), even.Set(r, c, x.Get(r, c));
@@ -198,6 +310,7 @@ TEST_F(CudaBackendTest, AlignedAndStridedRowsGiveTheSameBits) {
     be->Linear(y[1].view(), std::as_const(strided).view(), *packed);
     be->Linear(y[2].view(), std::as_const(even).view(), *packed);
     for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t c = 0; c < out; ++c) ASSERT_TRUE(std::isfinite(y[0].Get(r, c)));
       EXPECT_TRUE(y[1].SameRowBits(r, y[0], r) && y[2].SameRowBits(r, y[0], r)) << r;
     }
   }
@@ -268,6 +381,44 @@ TEST_F(CudaBackendTest, FastProductsAreTheStrictOnesButForRounding) {
       EXPECT_TRUE(got.PaddingUntouched());
     }
   }
+}
+
+// One line for each weight shape at start, whatever weights share it, and all buckets below it.
+TEST_F(CudaBackendTest, ThePinnedAlgorithmOfEachShapeAndBucketIsLogged) {
+  std::ostringstream log;
+  const auto kept = spdlog::default_logger();
+  auto logger = std::make_shared<spdlog::logger>(
+      "test", std::make_shared<spdlog::sinks::ostream_sink_st>(log));
+  logger->set_level(spdlog::level::debug);
+  logger->set_pattern("%l %v");
+  spdlog::set_default_logger(logger);
+  {
+    const auto be = Open({.dtype = kBf16, .determinism = Determinism::kFast});
+    for (const auto& [out, in] : {std::pair{70, 96}, {128, 96}, {65, 90}}) {
+      const Matrix w = Matrix::Random(rng_, out, in, kF32);  // padded: 128 x 96, all of them
+      const LinearSource source = {w.view(), {}};
+      be->PackLinear({&source, 1});
+    }
+    const Matrix w = Matrix::Random(rng_, 64, 32, kF32);
+    const LinearSource source = {w.view(), {}};
+    be->PackLinear({&source, 1});
+  }
+  spdlog::set_default_logger(kept);
+  const auto count = [&](const std::string& part) {
+    int n = 0;
+    for (size_t at = log.str().find(part); at != std::string::npos;
+         at = log.str().find(part, at + 1))
+      ++n;
+    return n;
+  };
+  EXPECT_EQ(count("info cuBLASLt: "), 2) << log.str();
+  EXPECT_EQ(count("info cuBLASLt: bfloat16 [128, 96] pinned, rows:algorithm/tile 32:21/32 64:21/64 "
+                  "128:21/128 256:21/256 512:21/512 1024:21/1024 2048:21/2048"),
+            1)
+      << log.str();
+  EXPECT_EQ(count("info cuBLASLt: bfloat16 [64, 32] pinned"), 1);
+  EXPECT_EQ(count("debug cuBLASLt: bfloat16 [128, 96], 512 rows: algorithm 21, tile 512"), 1);
+  EXPECT_EQ(count("debug cuBLASLt: "), 2 * 7);
 }
 
 TEST_F(CudaBackendTest, AFastRowKeepsItsBitsWithinItsBucket) {

@@ -11,7 +11,7 @@ struct Counters {
   int64_t copies_to_device = 0, copied_to_device_bytes = 0;
   int64_t copies_to_host = 0, copied_to_host_bytes = 0;
   int64_t synchronisations = 0;
-  int64_t device_allocations = 0;  // ever made
+  int64_t device_allocations = 0, pinned_allocations = 0;  // ever made
 };
 Counters counters();
 
@@ -24,5 +24,10 @@ size_t AllocatedBytes();  // device memory not yet freed
 void SetDeviceCount(int count);
 // The n-th launch from now on fails when it runs, and everything behind it; 0: none does.
 void FailLaunch(int n);
+// The n-th launch from now on is refused, as one of too many threads is; 0: none is.
+void RefuseLaunch(int n);
+
+// A program of its own is told by its environment: CUDA_EMU_MEMORY_MIB is SetDeviceMemory, and
+// every launch fails when it runs once there is a file of the name CUDA_EMU_BREAK_FILE.
 
 }  // namespace cuda_emu

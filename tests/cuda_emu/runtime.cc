@@ -1,5 +1,7 @@
 // The calls of CUDA's runtime API that the backend makes, on host memory. A stream is a queue whose
 // work runs when something waits for it and not before: a missing wait reads what was there before.
+#include <unistd.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -19,12 +21,18 @@ struct Stream {
 
 namespace {
 
+size_t MemoryOfEnvironment() {
+  const char* mib = std::getenv("CUDA_EMU_MEMORY_MIB");
+  return static_cast<size_t>(mib == nullptr ? 4096 : std::atoi(mib)) << 20;
+}
+
 struct Device {
   Counters counters;
   int count = 1;
-  size_t memory_bytes = size_t{4} << 30;
+  size_t memory_bytes = MemoryOfEnvironment();
+  const char* break_file = std::getenv("CUDA_EMU_BREAK_FILE");
   size_t allocated_bytes = 0;
-  int fail_allocation = 0, fail_launch = 0;
+  int fail_allocation = 0, fail_launch = 0, refuse_launch = 0;
   cudaError_t last_error = cudaSuccess;
   cudaError_t sticky = cudaSuccess;     // a failed kernel: every later call says so
   std::map<void*, size_t> allocations;  // device memory
@@ -72,11 +80,20 @@ void FailLaunch(int n) {
   device.sticky = device.last_error = cudaSuccess;
 }
 
+void RefuseLaunch(int n) {
+  device.refuse_launch = n;
+  device.last_error = cudaSuccess;
+}
+
 cudaError_t Launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
                    std::function<void()> kernel) {
   if (device.sticky != cudaSuccess) return Report(device.sticky);
+  if (device.refuse_launch > 0 && --device.refuse_launch == 0) {
+    return Report(cudaErrorInvalidConfiguration);
+  }
   ++device.counters.launches;
-  const bool fails = device.fail_launch > 0 && --device.fail_launch == 0;
+  const bool fails = (device.fail_launch > 0 && --device.fail_launch == 0) ||
+                     (device.break_file != nullptr && access(device.break_file, F_OK) == 0);
   stream->queue.push_back([=, kernel = std::move(kernel)] {
     if (fails) {
       device.sticky = cudaErrorLaunchFailure;
@@ -100,6 +117,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidValue";
     case cudaErrorMemoryAllocation:
       return "cudaErrorMemoryAllocation";
+    case cudaErrorInvalidConfiguration:
+      return "cudaErrorInvalidConfiguration";
     case cudaErrorNoDevice:
       return "cudaErrorNoDevice";
     case cudaErrorLaunchFailure:
@@ -115,6 +134,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid argument";
     case cudaErrorMemoryAllocation:
       return "out of memory";
+    case cudaErrorInvalidConfiguration:
+      return "invalid configuration argument";
     case cudaErrorNoDevice:
       return "no CUDA-capable device is detected";
     case cudaErrorLaunchFailure:
@@ -173,6 +194,7 @@ cudaError_t cudaMallocHost(void** p, size_t bytes) {
   if (posix_memalign(p, 4096, bytes) != 0) return Report(cudaErrorMemoryAllocation);
   std::memset(*p, 0xff, bytes);
   device.pinned[static_cast<std::byte*>(*p)] = bytes;
+  ++device.counters.pinned_allocations;
   return cudaSuccess;
 }
 cudaError_t cudaFreeHost(void* p) {

@@ -33,6 +33,21 @@ T __shfl_xor_sync(uint32_t mask, T value, int lane_mask) {
   return cuda_emu::WarpExchange(mask, "__shfl_xor_sync", value,
                                 cuda_emu::Lane() ^ static_cast<unsigned>(lane_mask));
 }
+inline int __any_sync(uint32_t mask, int predicate) {
+  const auto any = [](const std::byte* in, std::byte* out) {
+    int result = 0, brought;
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      std::memcpy(&brought, in + lane * cuda_emu::kSlotBytes, sizeof(brought));
+      result |= brought;
+    }
+    for (unsigned lane = 0; lane < 32; ++lane) {
+      std::memcpy(out + lane * cuda_emu::kSlotBytes, &result, sizeof(result));
+    }
+  };
+  // Whole warps only: what an absent lane left in its slot would count.
+  if (mask != 0xffffffffu) cuda_emu::Fail("__any_sync of a part of a warp");
+  return cuda_emu::WarpCombine<int, int>(mask, "__any_sync", predicate != 0, any);
+}
 inline void __syncwarp(uint32_t mask = 0xffffffffu) {
   cuda_emu::EnterWarp(mask, "__syncwarp");
   cuda_emu::MeetWarp(mask, "__syncwarp", nullptr);
@@ -47,6 +62,7 @@ enum cudaError_t {
   cudaSuccess = 0,
   cudaErrorInvalidValue = 1,
   cudaErrorMemoryAllocation = 2,
+  cudaErrorInvalidConfiguration = 9,
   cudaErrorNoDevice = 100,
   cudaErrorLaunchFailure = 719,
 };

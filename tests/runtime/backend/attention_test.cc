@@ -1,6 +1,7 @@
 // The attention ops on every backend and dtype: the truth, what may never be read, and that a
 // row's bits depend on nothing but its own keys.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <numeric>
 
@@ -234,6 +235,50 @@ TEST_P(AttentionTest, LongContextsAnswerAlikeInChunksAndTokenByToken) {
       seqs.Attend(*be_, y.view().SplitColumns(heads), View(two).SplitColumns(heads), 0, {1, 0},
                   {0, 1, 2}, {600, static_cast<int32_t>(first + r + 1)}, scale, true);
       EXPECT_TRUE(y.SameRowBits(1, whole, r)) << r;
+    }
+  }
+}
+
+// A later token of a chunk may hold a NaN or an infinity (a sequence that overflowed): the rows
+// before it have the bits they have without it, and those that see it say so where it is.
+TEST_P(AttentionTest, WhatALaterTokenHoldsNeverReachesTheRowsBefore) {
+  struct Bad {
+    int64_t token, dim;
+    float value;
+  };
+  const Bad kBad[] = {{61, 3, NAN}, {78, 10, INFINITY}, {79, 11, -INFINITY}};
+  constexpr int64_t kNaNKey = 100, kLength = 110, kFirst = 45, kRows = kLength - kFirst;
+  for (const auto& [heads, kv_heads, dims] :
+       {std::tuple<int, int, int>{2, 1, 64}, {3, 3, 128}, {2, 1, 48}}) {
+    const int64_t columns = int64_t{heads} * dims;
+    PagedSequences seqs(*be_, rng_,
+                        {.layers = 1, .kv_heads = kv_heads, .head_dim = dims, .block_size = 16},
+                        {kLength});
+    const Matrix q = Random(kRows, columns, dtype());
+    const auto run = [&] {
+      Matrix y = Poisoned(kRows, columns, dtype());
+      seqs.Store(0, 0, 0, kLength);
+      seqs.Attend(*be_, y.view().SplitColumns(heads), View(q).SplitColumns(heads), 0, {0},
+                  {0, static_cast<int32_t>(kRows)}, {static_cast<int32_t>(kLength)}, 0.2f, true);
+      return y;
+    };
+    const Matrix clean = run();
+    for (int64_t h = 0; h < kv_heads; ++h) {
+      for (const Bad& bad : kBad) seqs.v[0].Set(bad.token, h * dims + bad.dim, bad.value);
+      seqs.k[0].Set(kNaNKey, h * dims + 1, NAN);
+    }
+    const Matrix y = run();
+    for (int64_t r = 0; r < kRows; ++r) {
+      const int64_t token = kFirst + r;
+      for (int64_t c = 0; c < columns; ++c) {
+        bool sees = token >= kNaNKey;
+        for (const Bad& bad : kBad) sees |= c % dims == bad.dim && token >= bad.token;
+        if (sees) {
+          ASSERT_FALSE(std::isfinite(y.Get(r, c))) << "token " << token << ", column " << c;
+        } else {
+          ASSERT_EQ(y.Get(r, c), clean.Get(r, c)) << "token " << token << ", column " << c;
+        }
+      }
     }
   }
 }
