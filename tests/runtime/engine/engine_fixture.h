@@ -40,6 +40,11 @@ inline EngineConfig SmallConfig() {
                    {"whisper-mini", kModels + "/whisper-mini"}};
   config.kv_cache_bytes = 64 << 20;
   config.max_batch_tokens = 128;
+  if (kSanitized) {  // a dozen seconds for each engine otherwise
+    config.calibrate = false;
+    config.max_encode_units = 1;
+    config.max_batch_tokens = 64;
+  }
   return config;
 }
 
@@ -51,7 +56,8 @@ inline std::unique_ptr<Engine> MakeEngine(const EngineConfig& config) {
   return *std::move(engine);
 }
 
-inline GenerateRequest Ask(const std::string& text, const std::string& image = "", int max_tokens = 96) {
+inline GenerateRequest Ask(const std::string& text, const std::string& image = "",
+                           int max_tokens = 96) {
   GenerateRequest request;
   request.model = "molmo-mini";
   request.max_tokens = max_tokens;

@@ -152,15 +152,18 @@ TEST(EngineUsageTest, SaysWhatARequestCost) {
 }
 
 TEST(EngineAdmissionTest, ADeadlineThatCannotBeMetIsRefusedWithThePredictedTime) {
-  auto engine = MakeEngine(SmallConfig());
+  EngineConfig config = SmallConfig();
+  config.calibrate = true;
+  auto engine = MakeEngine(config);
+  const int kBacklog = kSanitized ? 10 : 40;
   std::vector<std::shared_ptr<TranscribeQueue>> backlog;
-  for (int i = 0; i < 40; ++i) {  // seconds of encoding
+  for (int i = 0; i < kBacklog; ++i) {  // seconds of encoding
     TranscribeRequest request = Hear("morning.wav");
     request.options.clip_start_ms = i * 10;  // no two alike
     backlog.push_back(engine->Transcribe(std::move(request)));
   }
   // They are counted once they are prepared; one that has started shows that the others are near.
-  while (engine->Stats().requests_running + engine->Stats().requests_waiting < 40) {
+  while (engine->Stats().requests_running + engine->Stats().requests_waiting < kBacklog) {
     std::this_thread::yield();
   }
   GenerateRequest hurried = Ask("Describe this image.", "shapes.png");
@@ -177,7 +180,7 @@ TEST(EngineAdmissionTest, ADeadlineThatCannotBeMetIsRefusedWithThePredictedTime)
 TEST(EngineAdmissionTest, PreemptedRequestsGiveTheSameBits) {
   auto roomy = MakeEngine(SmallConfig());
   std::vector<GenerateRequest> questions;
-  for (int i = 0; i < 12; ++i) {
+  for (int i = 0; i < (kSanitized ? 6 : 12); ++i) {
     GenerateRequest request =
         Ask(i % 2 ? "How many red circles are there?" : "Describe this image.",
             i % 3 ? "shapes.png" : "wide.png", 90);
@@ -236,7 +239,7 @@ TEST(EngineAdmissionTest, PreemptedRequestsGiveTheSameBits) {
   ExpectIdle(*engine);
 }
 
-constexpr int kRounds = kSanitized ? 5 : 200;  // in each of ten engines
+constexpr int kHouses = kSanitized ? 4 : 10, kRounds = kSanitized ? 10 : 200;  // of each
 
 // Thousands of random schedules: which requests run together, how prefills are cut, in which order,
 // what is cached from before, who is preempted. Each answer is the one it gets alone.
@@ -250,7 +253,7 @@ TEST(EnginePropertyTest, AnswersDoNotDependOnTheSchedule) {
                                           "Point to the blue square, the red circle and "
                                           "the green star and then say how many there are."};
   std::vector<GenerateRequest> requests;
-  for (size_t i = 0; i < 24; ++i) {
+  for (size_t i = 0; i < (kSanitized ? 12 : 24); ++i) {
     GenerateRequest request =
         Ask(texts[i % texts.size()], i == 5 ? "small.png" : "", i % 5 == 4 ? 24 : 2 + i % 6);
     if (i % 3 == 1) {
@@ -268,7 +271,7 @@ TEST(EnginePropertyTest, AnswersDoNotDependOnTheSchedule) {
   const size_t block_bytes = (*CpuBackend::Create({}))->KvBlockBytes(layout);
   int schedules = 0;
   int64_t preemptions = 0;
-  for (int house = 0; house < 10; ++house) {
+  for (int house = 0; house < kHouses; ++house) {
     EngineConfig config = SmallConfig();
     config.models.resize(1);
     config.calibrate = false;
