@@ -171,7 +171,7 @@ std::string SimulationText(const BenchSetup& setup, const SimulationRun& run) {
     }
   }
   rows.push_back(Row(r.total));
-  text += "\n" + TextTable(rows);
+  absl::StrAppend(&text, "\n", TextTable(rows));
   absl::StrAppendFormat(&text, "\n%.1f us a plan on this machine; simulated %.1f s in %.2f s\n",
                         run.host_us_per_plan, r.simulated_s, run.wall_s);
   return text;

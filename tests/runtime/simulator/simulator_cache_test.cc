@@ -164,7 +164,7 @@ TEST(SimulatorCacheTest, CachesAndRowsGoThroughPreemptionAndTheTraceReplays) {
   w.mix[1].rows = *Distribution::Parse("uniform:1:3");
   w.mix[2].rows = *Distribution::Parse("uniform:1:4");
   w.mix[2].system_tokens = *Distribution::Parse("100");
-  w.mix[0].deadline_ms = 4000;
+  w.mix[0].deadline_ms = 20'000;
   DeviceProfile profile = *LoadDeviceProfile("cpu-mini");
   profile.kv_blocks = 400;
   profile.vision.feature_slots = 3;
