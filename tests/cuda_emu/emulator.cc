@@ -26,6 +26,7 @@ using boost::context::detail::make_fcontext;
 using boost::context::detail::transfer_t;
 
 Indices current;
+void (*on_async_read)(const void*, size_t) = nullptr;
 
 namespace {
 
@@ -351,6 +352,7 @@ void AsyncCopy(void* shared, const void* global, size_t bytes, size_t source_byt
   }
   if (source_bytes > bytes) Fail("cp.async of %zu of %zu bytes", source_bytes, bytes);
   std::memset(shared, 0xff, bytes);
+  if (on_async_read != nullptr) on_async_read(global, source_bytes);
   Thread& self = *emulator.self;
   self.copies.push_back({static_cast<std::byte*>(shared), static_cast<const std::byte*>(global),
                          bytes, source_bytes, self.open_group});

@@ -79,6 +79,9 @@ void AsyncCopy(void* shared, const void* global, size_t bytes, size_t source_byt
 void AsyncCommit();
 void AsyncWait(int groups_left);  // until at most this many committed groups are pending
 
+// Called for what a cp.async reads of device memory; null: nobody counts.
+extern void (*on_async_read)(const void* global, size_t bytes);
+
 // Runs every block of a grid to its end, now.
 void RunGrid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);
 
