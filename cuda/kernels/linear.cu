@@ -59,7 +59,6 @@ __device__ __forceinline__ int64_t XRow(const LinearProblem& p, int64_t y_row) {
 
 __device__ __forceinline__ void Finish(const LinearProblem& p, const LinearMatrix& m, int64_t row,
                                        int64_t out, float sum) {
-  if (out >= p.out) return;
   const float v = Activate(sum + m.bias[out], p.activation);
   const int64_t at = row * p.y.stride + out;
   Store(p.y.data, p.y.type, at, p.add ? Load(p.y.data, p.y.type, at) + v : v);
@@ -158,7 +157,8 @@ __global__ __launch_bounds__(kMmaThreads,
       for (int e = 0; e < 4; ++e) {
         const int row = warp_row + i * 16 + lane / 4 + e / 2 * 8;
         const int64_t out = t.first_out + warp_out + j * 8 + lane % 4 * 2 + e % 2;
-        if (row < t.rows) Finish(p, t.matrix, t.first_row + row, out, sum[i][j][e]);
+        if (row >= t.rows || out >= p.out) continue;
+        Finish(p, t.matrix, t.first_row + row, out, sum[i][j][e]);
       }
     }
   }
@@ -210,7 +210,7 @@ __global__ __launch_bounds__(kPlainThreads) void linear_float32_kernel(LinearPro
   for (int r = 0; r < kEach; ++r) {
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      if (row + r >= t.rows) continue;
+      if (row + r >= t.rows || t.first_out + out + e >= p.out) continue;
       Finish(p, t.matrix, t.first_row + row + r, t.first_out + out + e, sum[r][e]);
     }
   }

@@ -10,11 +10,13 @@
 
 #include "absl/status/status.h"
 #include "cuda/cuda_error.h"
+#include "cuda/kernels/convert_rows.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "spdlog/sinks/ostream_sink.h"
 #include "spdlog/spdlog.h"
 #include "tests/cuda_emu/emulated_device.h"
+#include "tests/cuda_emu/emulator.h"
 #include "tests/runtime/cpu/random_matrix.h"
 
 namespace sensorium {
@@ -33,6 +35,7 @@ std::unique_ptr<Backend> Open(CudaBackendOptions options = {}) {
 class CudaBackendTest : public testing::Test {
  protected:
   void TearDown() override {
+    cuda_emu::SetSeed(0);
     cuda_emu::FailLaunch(0);
     cuda_emu::RefuseLaunch(0);
     cuda_emu::FailAllocation(0);
@@ -419,6 +422,24 @@ TEST_F(CudaBackendTest, ThePinnedAlgorithmOfEachShapeAndBucketIsLogged) {
   EXPECT_EQ(count("info cuBLASLt: bfloat16 [64, 32] pinned"), 1);
   EXPECT_EQ(count("debug cuBLASLt: bfloat16 [128, 96], 512 rows: algorithm 21, tile 512"), 1);
   EXPECT_EQ(count("debug cuBLASLt: "), 2 * 7);
+}
+
+// What a product's bucket has behind the rows and columns there are: zeros, and nothing is read
+// there.
+TEST_F(CudaBackendTest, FastProductsPadTheirRowsWithZeros) {
+  cuda_emu::SetSeed(1);
+  const Matrix x = Matrix::Random(rng_, 5, 70, kF32, 2);  // NaN between rows
+  Matrix y(8, 96, kBf16, 4);
+  cuda::Stream stream;
+  cuda::PadRows({y.view().bytes(), 100, cuda::Type::kBFloat16},
+                {x.view().bytes(), 72, cuda::Type::kFloat32}, 3, 70, 8, 96, stream.get());
+  CUDA_CHECK(cudaStreamSynchronize(stream.get()));
+  for (int64_t r = 0; r < 8; ++r) {
+    for (int64_t c = 0; c < 96; ++c) {
+      ASSERT_EQ(y.Get(r, c), r < 3 && c < 70 ? x.GetAs(kBf16, r, c) : 0) << r << ", " << c;
+    }
+  }
+  EXPECT_TRUE(y.PaddingUntouched());
 }
 
 TEST_F(CudaBackendTest, AFastRowKeepsItsBitsWithinItsBucket) {

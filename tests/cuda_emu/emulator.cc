@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <bit>
 #include <boost/context/detail/fcontext.hpp>
 #include <cstdarg>
 #include <cstdio>
@@ -25,6 +26,7 @@ using boost::context::detail::make_fcontext;
 using boost::context::detail::transfer_t;
 
 Indices current;
+void (*on_async_read)(const void*, size_t) = nullptr;
 
 namespace {
 
@@ -74,6 +76,8 @@ struct Thread {
   unsigned linear, lane, warp;
   Thread* next;  // a ring of the threads that have not ended
   const char* waits_for = nullptr;
+  uint64_t barrier = 0;  // which one it waits for, when it does
+  bool ended = false;
   int open_group = 0;
   std::vector<PendingCopy> copies;
 };
@@ -90,8 +94,9 @@ struct Emulator {
   size_t host_stack_bytes = 0;
   unsigned alive = 0, at_barrier = 0;
   uint64_t barriers = 0;
-  bool thread_ended = false;  // some thread of the block has returned
-  uint64_t progress = 0;      // arrivals at a rendezvous and threads ended
+  bool thread_ended = false;     // some thread of the block has returned
+  uint64_t progress = 0;         // arrivals at a rendezvous and threads ended
+  bool warps_run_ahead = false;  // in this block
   alignas(128) std::byte shared[kMaxSharedBytes];
   uint64_t seed = 0, random = 0;
 };
@@ -140,7 +145,7 @@ void Enter(transfer_t transfer) {
     Fail("thread %u of block (%u, %u, %u) ends while %u threads wait at a barrier", self->linear,
          current.block.x, current.block.y, current.block.z, e.at_barrier);
   }
-  e.thread_ended = true;
+  e.thread_ended = self->ended = true;
   ++e.progress;
   self->copies.clear();
   Thread* before = self;
@@ -151,6 +156,24 @@ void Enter(transfer_t transfer) {
   Fail("an ended thread runs again");
 }
 
+constexpr char kBarrier[] = "__syncthreads";
+
+// A lane that the rendezvous of self's warp lacks and that can go on; else the next thread of the
+// ring. A warp that is given its lanes first runs ahead of all others as far as barriers let it:
+// with everybody in turn no warp would ever overtake one that is still reading.
+Thread* WhoMayComplete(const Thread& self) {
+  Emulator& e = emulator;
+  const Warp& warp = e.warps[self.warp];
+  if (e.warps_run_ahead && self.waits_for != kBarrier) {
+    for (uint32_t missing = warp.mask & ~warp.arrived; missing != 0; missing &= missing - 1) {
+      Thread& t = e.threads[self.warp * 32 + static_cast<unsigned>(std::countr_zero(missing))];
+      const bool blocked = t.waits_for == kBarrier && t.barrier == e.barriers;
+      if (!t.ended && !blocked) return &t;
+    }
+  }
+  return self.next;
+}
+
 // Lets the others run until done() holds.
 template <typename Done>
 void WaitUntil(const char* what, Done done) {
@@ -159,7 +182,7 @@ void WaitUntil(const char* what, Done done) {
   self->waits_for = what;
   uint64_t seen = e.progress;
   while (!done()) {
-    SwitchTo(self->next, /*ending=*/false);
+    SwitchTo(WhoMayComplete(*self), /*ending=*/false);
     if (done()) break;
     // A whole trip around the ring in which nobody got anywhere: nobody will.
     if (e.progress == seen) {
@@ -211,6 +234,7 @@ void RunBlock(unsigned count, size_t shared_bytes) {
     }
   };
   shuffle(order.begin(), order.end());
+  e.warps_run_ahead = e.seed != 0 && NextRandom() % 2 == 0;
   Thread* last = nullptr;
   Thread* first = nullptr;
   for (unsigned w = 0; w < warps; ++w) {
@@ -231,7 +255,7 @@ void RunBlock(unsigned count, size_t shared_bytes) {
     Thread& t = e.threads[i];
     t.index = {i % d.x, i / d.x % d.y, i / d.x / d.y};
     t.linear = i, t.lane = i % 32, t.warp = i / 32;
-    t.waits_for = nullptr, t.open_group = 0, t.fake_stack = nullptr;
+    t.waits_for = nullptr, t.open_group = 0, t.fake_stack = nullptr, t.ended = false;
     t.copies.clear();
 #if defined(__SANITIZE_ADDRESS__)
     __asan_unpoison_memory_region(t.stack, kStackBytes);
@@ -283,7 +307,8 @@ void BlockBarrier() {
     e.at_barrier = 0;
     ++e.barriers;
   } else {
-    WaitUntil("__syncthreads", [&] { return e.barriers != before; });
+    e.self->barrier = before;
+    WaitUntil(kBarrier, [&] { return e.barriers != before; });
   }
   Acquire(&e.barriers);
 }
@@ -327,6 +352,7 @@ void AsyncCopy(void* shared, const void* global, size_t bytes, size_t source_byt
   }
   if (source_bytes > bytes) Fail("cp.async of %zu of %zu bytes", source_bytes, bytes);
   std::memset(shared, 0xff, bytes);
+  if (on_async_read != nullptr) on_async_read(global, source_bytes);
   Thread& self = *emulator.self;
   self.copies.push_back({static_cast<std::byte*>(shared), static_cast<const std::byte*>(global),
                          bytes, source_bytes, self.open_group});

@@ -5,7 +5,10 @@
 //
 //   - Barriers and warp operations are rendezvous: a thread that waits hands over to the next one.
 //     A rendezvous that cannot complete aborts with the reason instead of hanging.
-//   - The order of warps and of lanes within a warp is shuffled for each block, from SetSeed.
+//   - The order of warps and of lanes within a warp is shuffled for each block, from SetSeed; in
+//   half
+//     of the blocks all threads take turns, in the others a warp runs ahead as far as barriers let
+//     it.
 //   - Shared memory is NaN before each block; a copy by cp.async writes NaN where it will land when
 //     it is issued and its data when it is waited for.
 //   - Streams are queues that run when something waits for them (runtime.cc).
@@ -75,6 +78,9 @@ T WarpExchange(uint32_t mask, const char* kind, const T& value, unsigned from) {
 void AsyncCopy(void* shared, const void* global, size_t bytes, size_t source_bytes);
 void AsyncCommit();
 void AsyncWait(int groups_left);  // until at most this many committed groups are pending
+
+// Called for what a cp.async reads of device memory; null: nobody counts.
+extern void (*on_async_read)(const void* global, size_t bytes);
 
 // Runs every block of a grid to its end, now.
 void RunGrid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& kernel);

@@ -176,6 +176,30 @@ TEST(EmulatorOrderTest, AMissingBarrierIsSeen) {
   cuda_emu::SetSeed(0);
 }
 
+// A warp that runs ahead overwrites what others still read: in turns alone nobody would see it.
+TEST(EmulatorOrderTest, AWarpMayRunAheadOfTheOthers) {
+  if (kRacesAreFatal) GTEST_SKIP() << "ThreadSanitizer would report what is tested";
+  int overtaken = 0;
+  for (uint64_t seed = 1; seed <= 8; ++seed) {
+    cuda_emu::SetSeed(seed);
+    int wrong = 0;
+    RunKernel(1, 128, 4 * sizeof(float), [&] {
+      float* s = &shared_memory<float>();
+      s[threadIdx.x / 32] = 1;
+      __syncthreads();
+      float sum = 0;
+      for (int w = 0; w < 4; ++w) sum += s[w];
+      wrong += sum != 4;
+      const float next = WarpSum(sum);  // no barrier before this is written
+      s[threadIdx.x / 32] = next;
+    });
+    overtaken += wrong > 0;
+  }
+  cuda_emu::SetSeed(0);
+  EXPECT_GE(overtaken, 2);
+  EXPECT_LE(overtaken, 6);
+}
+
 TEST(EmulatorDeathTest, NamesWhatCanNeverComplete) {
   EXPECT_DEATH(RunKernel(1, 64, 0,
                          [] {

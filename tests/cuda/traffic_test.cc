@@ -1,0 +1,349 @@
+// Bytes that each kernel moves, counted load by load while it is executed by emulation, against the
+// least it has to move; and the section of cuda/COSTS.md that says so.
+#include <cuda_bf16.h>
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdio>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "cuda/cuda_error.h"
+#include "cuda/kernels/attention.h"
+#include "cuda/kernels/conv1d.h"
+#include "cuda/kernels/convert_rows.h"
+#include "cuda/kernels/layer_norm.h"
+#include "cuda/kernels/linear.h"
+#include "cuda/kernels/moe.h"
+#include "cuda/kernels/rms_norm.h"
+#include "cuda/kernels/rope.h"
+#include "cuda/kernels/silu_mul.h"
+#include "cuda/kernels/store_kv.h"
+#include "gtest/gtest.h"
+#include "tests/cuda/costs_file.h"
+#include "tests/cuda/kernel_costs.h"
+#include "tests/cuda_emu/traffic.h"
+
+namespace sensorium::cuda {
+namespace {
+
+constexpr Type kF32 = Type::kFloat32, kBf16 = Type::kBFloat16;
+
+// The arrays of one launch, watched; freed with it.
+class Device {
+ public:
+  Device() { CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
+  ~Device() {
+    for (void* p : arrays_) cudaFree(p);
+    cudaStreamDestroy(stream_);
+  }
+  template <typename T>
+  T* Array(std::vector<T> values) {
+    void* p = nullptr;
+    CUDA_CHECK(cudaMalloc(&p, values.size() * sizeof(T)));
+    arrays_.push_back(p);
+    std::copy(values.begin(), values.end(), static_cast<T*>(p));
+    cuda_emu::Watch(p, values.size() * sizeof(T));
+    return static_cast<T*>(p);
+  }
+  // Ones.
+  void* Matrix(int64_t rows, int64_t columns, Type type) {
+    const auto n = static_cast<size_t>(rows * columns);
+    if (type == kF32) return Array(std::vector<float>(n, 1.f));
+    return Array(std::vector<__nv_bfloat16>(n, __float2bfloat16(1.f)));
+  }
+  Rows Out(int64_t rows, int64_t columns, Type type) {
+    return {Matrix(rows, columns, type), columns, type};
+  }
+  ConstRows In(int64_t rows, int64_t columns, Type type) {
+    return {Matrix(rows, columns, type), columns, type};
+  }
+  cudaStream_t stream() const { return stream_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  std::vector<void*> arrays_;
+};
+
+struct Case {
+  std::string kernel, shape, unit;
+  double units;
+  KernelCost least;
+  std::function<void(Device&)> launch;
+};
+
+constexpr int64_t kRows = 5, kColumns = 1536;  // a row is cut at 1024 columns
+
+void AddRows(std::vector<Case>& cases) {
+  const double n = kRows * kColumns;
+  cases.push_back({"convert_rows_kernel", "float to bf16", "element", n, ElementwiseCost(n, 6, 0),
+                   [](Device& d) {
+                     ConvertRows(d.Out(kRows, kColumns, kBf16), d.In(kRows, kColumns, kF32), kRows,
+                                 kColumns, d.stream());
+                   }});
+  cases.push_back({"pad_rows_kernel",
+                   "float 5 x 1536 to bf16 8 x 1568",
+                   "element",
+                   n,
+                   {4 * n + 2.0 * 8 * 1568, 0},
+                   [](Device& d) {
+                     PadRows(d.Out(8, 1568, kBf16), d.In(kRows, kColumns, kF32), kRows, kColumns, 8,
+                             1568, d.stream());
+                   }});
+  cases.push_back({"embed_rows_kernel", "bf16 table to float", "element", n,
+                   ElementwiseCost(n, 6, 0), [](Device& d) {
+                     auto* y = static_cast<float*>(d.Matrix(kRows, kColumns, kF32));
+                     EmbedRows(y, kColumns, d.In(9, kColumns, kBf16),
+                               d.Array<int32_t>({8, 0, 3, 1, 7}), false, kRows, kColumns,
+                               d.stream());
+                   }});
+  cases.push_back(
+      {"gather_rows_kernel", "bf16", "element", n, ElementwiseCost(n, 4, 0), [](Device& d) {
+         GatherRows(d.Out(kRows, kColumns, kBf16), d.In(9, kColumns, kBf16),
+                    d.Array<int32_t>({8, 0, 3, 1, 7}), kRows, kColumns, d.stream());
+       }});
+  cases.push_back({"scatter_add_rows_kernel", "bf16 onto float", "element", n,
+                   ElementwiseCost(n, 10, 1), [](Device& d) {
+                     auto* y = static_cast<float*>(d.Matrix(9, kColumns, kF32));
+                     ScatterAddRows(y, kColumns, d.In(kRows, kColumns, kBf16),
+                                    d.Array<int32_t>({8, 0, 3, 1, 7}), kRows, kColumns, d.stream());
+                   }});
+  cases.push_back({"mean_rows_kernel", "bf16, groups of 4", "element of y", n,
+                   ElementwiseCost(n, 10, 4), [](Device& d) {
+                     MeanRows(d.Out(kRows, kColumns, kBf16), d.In(4 * kRows, kColumns, kBf16), 4,
+                              kRows, kColumns, d.stream());
+                   }});
+  cases.push_back({"conv1d_windows_kernel",
+                   "float 40 frames of 80 to bf16, 3 taps",
+                   "window",
+                   40,
+                   {40.0 * 80 * 4 + 40.0 * 240 * 2, 0},
+                   [](Device& d) {
+                     Conv1dWindows(d.Out(40, 240, kBf16), d.In(40, 80, kF32), {40, 40, 80, 3, 1}, 0,
+                                   40, d.stream());
+                   }});
+  cases.push_back({"rms_norm_kernel", "float to bf16", "element", n,
+                   RmsNormCost(kRows, kColumns, 4, 2), [](Device& d) {
+                     auto* weight = static_cast<float*>(d.Matrix(1, kColumns, kF32));
+                     RmsNorm(d.Out(kRows, kColumns, kBf16), d.In(kRows, kColumns, kF32), weight,
+                             1e-5f, false, kRows, kColumns, d.stream());
+                   }});
+  cases.push_back({"layer_norm_kernel", "float to bf16", "element", n,
+                   LayerNormCost(kRows, kColumns, 4, 2), [](Device& d) {
+                     auto* weight = static_cast<float*>(d.Matrix(1, kColumns, kF32));
+                     auto* bias = static_cast<float*>(d.Matrix(1, kColumns, kF32));
+                     LayerNorm(d.Out(kRows, kColumns, kBf16), d.In(kRows, kColumns, kF32), weight,
+                               bias, 1e-5f, kRows, kColumns, d.stream());
+                   }});
+  cases.push_back(
+      {"silu_mul_kernel", "float to bf16", "element", n, SiluMulCost(n, 4, 2), [](Device& d) {
+         SiluMul(d.Out(kRows, kColumns, kBf16), d.In(kRows, kColumns, kF32),
+                 d.In(kRows, kColumns, kF32), kRows, kColumns, d.stream());
+       }});
+  cases.push_back({"rope_kernel", "bf16, 7 tokens of 4 heads of 64", "token", 7,
+                   RopeCost(7, 4, 64, 2), [](Device& d) {
+                     Rope(d.Out(7, 4 * 64, kBf16), d.Array(std::vector<int32_t>(7, 3)),
+                          d.Array(std::vector<float>(32, .5f)), 7, 4, 32, d.stream());
+                   }});
+  cases.push_back({"store_kv_kernel", "bf16, 5 tokens of 2 heads of 64", "token", 5,
+                   StoreKvCost(5, 2, 64, 2, 2), [](Device& d) {
+                     const KvLayer kv = {
+                         d.Matrix(2, 2 * 2 * 16 * 64, kBf16), 2 * 2 * 16 * 64, 16, 2, 64, kBf16};
+                     StoreKv(kv, d.In(5, 128, kBf16), d.In(5, 128, kBf16),
+                             d.Array<int64_t>({0, 17, 3, 30, 9}), 5, d.stream());
+                   }});
+}
+
+void AddLinears(std::vector<Case>& cases) {
+  constexpr int64_t kIn = 256, kOut = 192;
+  const auto problem = [](Device& d, int64_t rows, Type type) {
+    LinearProblem p = {.y = d.Out(rows, kOut, kF32),
+                       .x = d.In(rows, kIn, type),
+                       .rows = rows,
+                       .in = kIn,
+                       .in_padded = kIn,
+                       .out = kOut,
+                       .type = type};
+    p.matrix = {d.Matrix(kOut, kIn, type), static_cast<float*>(d.Matrix(1, kOut, kF32))};
+    return p;
+  };
+  for (const auto& [kernel, rows, type] :
+       {std::tuple<const char*, int64_t, Type>{"linear_bf16_kernel<.., 16>", 8, kBf16},
+        {"linear_bf16_kernel<.., 64>", 128, kBf16},
+        {"linear_float32_kernel<16>", 8, kF32},
+        {"linear_float32_kernel<64>", 128, kF32}}) {
+    const double wide = type == kF32 ? 4 : 2;
+    cases.push_back({kernel, std::to_string(rows) + " x 256 by 192 outputs", "row",
+                     static_cast<double>(rows),
+                     LinearCost(static_cast<double>(rows), kIn, kOut, wide, 4, wide),
+                     [=](Device& d) { Linear(problem(d, rows, type), d.stream()); }});
+  }
+  cases.push_back({"finish_linear_kernel",
+                   "8 x 192",
+                   "element",
+                   8 * kOut,
+                   {8.0 * kOut * 8 + 4.0 * kOut, 8.0 * kOut},
+                   [](Device& d) {
+                     LinearProblem p = {.y = d.Out(8, kOut, kF32),
+                                        .x = {},
+                                        .rows = 8,
+                                        .in = kIn,
+                                        .in_padded = kIn,
+                                        .out = kOut,
+                                        .type = kBf16};
+                     p.matrix = {nullptr, static_cast<float*>(d.Matrix(1, kOut, kF32))};
+                     FinishLinear(p, static_cast<float*>(d.Matrix(8, kOut, kF32)), kOut,
+                                  d.stream());
+                   }});
+}
+
+// 6 tokens, 8 experts, 2 chosen: token t goes to t and t + 1.
+void AddMixture(std::vector<Case>& cases) {
+  constexpr int64_t kTokens = 6, kExperts = 8, kChosen = 2, kHidden = 1536;
+  const auto routing = [](Device& d) {
+    std::vector<int32_t> ids;
+    for (int32_t t = 0; t < kTokens; ++t) ids.insert(ids.end(), {t, t + 1});
+    return Routing{d.Array(ids), kChosen, d.Array(std::vector<float>(kTokens * kChosen, .5f)),
+                   kChosen,      kTokens, kChosen,
+                   kExperts};
+  };
+  cases.push_back({"moe_route_kernel",
+                   "6 tokens, 2 of 8 experts",
+                   "token",
+                   kTokens,
+                   {kTokens * (kExperts * 4.0 + kChosen * 8.0), kTokens * kExperts * 3.0},
+                   [=](Device& d) {
+                     std::vector<float> logits;
+                     for (int i = 0; i < kTokens * kExperts; ++i) logits.push_back(i * 7 % 11);
+                     MoeRoute(routing(d), d.Array(logits), kExperts, d.stream());
+                   }});
+  cases.push_back({"sort_pairs_kernel",
+                   "6 tokens, 2 of 8 experts",
+                   "pair",
+                   kTokens * kChosen,
+                   // ids once, the counts written and read, both orders written
+                   {kTokens * kChosen * 12.0 + 2 * (kExperts + 1) * 4.0, 0},
+                   [=](Device& d) {
+                     const PairOrder order = {d.Array(std::vector<int32_t>(kExperts + 1)),
+                                              d.Array(std::vector<int32_t>(kTokens * kChosen)),
+                                              d.Array(std::vector<int32_t>(kTokens * kChosen))};
+                     SortPairs(order, routing(d), d.stream());
+                   }});
+  cases.push_back({"add_experts_kernel",
+                   "6 tokens of 1536, 2 experts each",
+                   "token",
+                   kTokens,
+                   {kTokens * kHidden * (kChosen * 4.0 + 8.0), kTokens * kHidden * kChosen * 2.0},
+                   [=](Device& d) {
+                     std::vector<int32_t> places;
+                     for (int32_t i = 0; i < kTokens * kChosen; ++i) places.push_back(i);
+                     auto* y = static_cast<float*>(d.Matrix(kTokens, kHidden, kF32));
+                     auto* rows = static_cast<float*>(d.Matrix(kTokens * kChosen, kHidden, kF32));
+                     AddExperts(y, kHidden, rows, d.Array(places), routing(d), kHidden, d.stream());
+                   }});
+}
+
+// Causal attention of the last `tokens` of one sequence, in tiles as the backend cuts them.
+struct Sequence {
+  int tokens, context, heads, kv_heads, dims;
+  Type type;
+};
+void RunAttention(Device& d, const Sequence& s) {
+  const int group = s.heads / s.kv_heads, rows = s.tokens * group;
+  const int blocks = CeilDiv(s.context, 16);
+  AttentionProblem p = {.y = d.Out(s.tokens, s.heads * s.dims, s.type),
+                        .q = d.In(s.tokens, s.heads * s.dims, s.type),
+                        .keys = {},
+                        .heads = s.heads,
+                        .kv_heads = s.kv_heads,
+                        .head_dim = s.dims,
+                        .scale = 0.1f,
+                        .type = s.type};
+  const int64_t stride = int64_t{s.kv_heads} * 2 * 16 * s.dims;
+  p.keys.blocks = {d.Matrix(blocks, stride, s.type), stride, 16, s.kv_heads, s.dims, s.type};
+  std::vector<int32_t> table(blocks);
+  for (int i = 0; i < blocks; ++i) table[i] = i;
+  p.keys.block_tables = d.Array(table);
+  p.keys.max_blocks = blocks;
+  std::vector<AttentionTask> tasks;
+  std::vector<MergeTask> merges;
+  int partial = 0;
+  for (int first = 0; first < rows; first += kTileRows) {
+    const int n = std::min(kTileRows, rows - first);
+    const int keys = s.context - s.tokens + 1 + (first + n - 1) / group;
+    const int pieces = CeilDiv(keys, kSplitKeys);
+    MergeTask merge = {0, first, n, s.context - s.tokens + 1, 1, pieces > 1 ? partial : -1};
+    for (int i = 0; i < pieces; ++i) {
+      tasks.push_back({0, first, n, merge.first_limit, 1, i * kSplitKeys,
+                       std::min(keys, (i + 1) * kSplitKeys), 0, pieces > 1 ? partial + i * n : -1});
+    }
+    if (pieces == 1) continue;
+    merges.push_back(merge);
+    partial += pieces * n;
+  }
+  p.partials = d.Array(std::vector<float>(PartialBytes(partial, s.kv_heads, s.dims) / 4));
+  Attention(p, d.Array(tasks), static_cast<int64_t>(tasks.size()), d.Array(merges),
+            static_cast<int64_t>(merges.size()), d.stream());
+}
+
+void AddAttention(std::vector<Case>& cases) {
+  const auto add = [&](const char* kernel, const std::string& shape, const Sequence& s) {
+    const double wide = s.type == kF32 ? 4 : 2, n = s.tokens;
+    // With pieces: each writes and the merge reads head_dim + 2 floats a row.
+    const double pieces = s.context > kSplitKeys ? (s.context + kSplitKeys - 1) / kSplitKeys : 0;
+    KernelCost least = AttentionCost(n, s.context, n * (s.context - (n - 1) / 2), s.heads,
+                                     s.kv_heads, s.dims, wide, wide);
+    least.bytes += pieces * n * s.heads * (s.dims + 2) * 8;
+    cases.push_back(
+        {kernel, shape, "query token", n, least, [=](Device& d) { RunAttention(d, s); }});
+  };
+  add("attention_mma_kernel<64>", "decode at 500, 8 heads on 2", {1, 500, 8, 2, 64, kBf16});
+  add("attention_mma_kernel<128>", "decode at 500, 8 heads on 2", {1, 500, 8, 2, 128, kBf16});
+  add("attention_mma_kernel<128>, merge", "decode at 1500, 8 heads on 2",
+      {1, 1500, 8, 2, 128, kBf16});
+  add("attention_mma_kernel<128>", "prefill of 64 at 256, 4 heads on 4",
+      {64, 256, 4, 4, 128, kBf16});
+  add("attention_plain_kernel", "decode at 500, 8 heads on 2 of 64, float",
+      {1, 500, 8, 2, 64, kF32});
+}
+
+TEST(TrafficTest, EachKernelMovesWhatItsHeaderSaysAndTheTableTellsTheRest) {
+  std::vector<Case> cases;
+  AddRows(cases);
+  AddLinears(cases);
+  AddMixture(cases);
+  AddAttention(cases);
+  std::string table =
+      "Counted while each kernel was executed by emulation (tests/cuda/traffic_test.cc), load by\n"
+      "load. `least`: inputs and outputs once. `touched`: bytes of memory that were read or "
+      "written\n"
+      "at all, what the bus carries when caches hold the rest; the test fails beyond 2 % of the\n"
+      "least. `asked`: what threads load and store in all, before a warp's equal addresses become\n"
+      "one access and caches answer what was read before.\n\n"
+      "| kernel | at | unit | least bytes a unit | FLOPs a unit | touched / least | asked / least "
+      "|\n|---|---|---|---|---|---|---|\n";
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.kernel + ", " + c.shape);
+    cuda_emu::Traffic traffic;
+    {
+      Device device;
+      c.launch(device);
+      CUDA_CHECK(cudaStreamSynchronize(device.stream()));
+      traffic = cuda_emu::TakeTraffic();
+    }
+    const double touched = static_cast<double>(traffic.touched_bytes) / c.least.bytes;
+    EXPECT_NEAR(touched, 1, 0.02);
+    EXPECT_GE(traffic.asked_bytes, traffic.touched_bytes);
+    char row[400];
+    std::snprintf(row, sizeof(row), "| `%s` | %s | %s | %.1f | %.1f | %.3f | %.2f |\n",
+                  c.kernel.c_str(), c.shape.c_str(), c.unit.c_str(), c.least.bytes / c.units,
+                  c.least.flops / c.units, touched,
+                  static_cast<double>(traffic.asked_bytes) / c.least.bytes);
+    table += row;
+  }
+  CheckCostsSection("Bytes and operations", table);
+}
+
+}  // namespace
+}  // namespace sensorium::cuda
