@@ -239,7 +239,7 @@ TEST(EngineAdmissionTest, PreemptedRequestsGiveTheSameBits) {
   ExpectIdle(*engine);
 }
 
-constexpr int kHouses = kSanitized ? 4 : 10, kRounds = kSanitized ? 10 : 200;  // of each
+constexpr int kHouses = kSanitized ? 4 : 10, kRounds = kSanitized ? 3 : 200;  // of each
 
 // Thousands of random schedules: which requests run together, how prefills are cut, in which order,
 // what is cached from before, who is preempted. Each answer is the one it gets alone.
