@@ -142,8 +142,8 @@ void RunGemm(const PackedLinear& w, ThreadPool& pool, GemmScratch& scratch, Tens
 
   if (a.rows <= gemm.set.max_rows && gemm.set.stream[a.rows] != nullptr) {
     // Runs of neighbouring panels of some kStreamBytes: long enough for the prefetches, which reach
-    // past a panel's end, to serve the thread that made them; at least two runs a thread.
-    const int64_t most = std::max<int64_t>(1, panels / (2 * pool.threads()));
+    // past a panel's end, to serve the thread that made them; at least four runs a thread.
+    const int64_t most = std::max<int64_t>(1, panels / (4 * pool.threads()));
     const int64_t run = std::clamp<int64_t>(kStreamBytes / w.panel_bytes(), 1, most);
     pool.ParallelFor(DivUp(panels, run),
                      [&](int64_t i) { gemm.Stream(i * run, std::min((i + 1) * run, panels)); });
