@@ -113,8 +113,7 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
           "the CUDA device, ", name, ", is older than compute capability 8.0 (Ampere)"));
     }
     CudaParts parts;
-    parts.stream = std::make_unique<cuda::Stream>();
-    const cudaStream_t stream = parts.stream->get();
+    parts.queue = std::make_unique<cuda::Queue>();
     parts.memory = cuda::DeviceMemory::Create(options.memory_share);
     if (parts.memory == nullptr) {
       size_t free_bytes = 0, total_bytes = 0;
@@ -127,14 +126,14 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
     constexpr cuda::MemoryUse kUse = cuda::MemoryUse::kWorkspace;
     const bool fast = options.determinism == Determinism::kFast;
     size_t wanted = options.upload_bytes;
-    parts.uploads = Uploads::Create(wanted, memory, stream);
+    parts.uploads = Uploads::Create(wanted, memory, *parts.queue);
     if (parts.uploads != nullptr) {
       wanted = options.scratch_bytes;
       parts.scratch = memory.TryAllocate(wanted, kUse);
     }
     if (parts.scratch != nullptr && fast) {
       wanted = cuda::LibraryGemm::kWorkspaceBytes;
-      parts.library = cuda::LibraryGemm::Create(memory, stream);
+      parts.library = cuda::LibraryGemm::Create(memory, *parts.queue);
     }
     if (parts.scratch == nullptr || (fast && parts.library == nullptr)) {
       return absl::ResourceExhaustedError(
@@ -158,8 +157,8 @@ CudaBackend::CudaBackend(const CudaBackendOptions& options, std::string descript
     : Backend(options.dtype),
       options_(options),
       description_(std::move(description)),
-      owned_stream_(std::move(parts.stream)),
-      stream_(owned_stream_->get()),
+      owned_queue_(std::move(parts.queue)),
+      queue_(*owned_queue_),
       memory_(std::move(parts.memory)),
       uploads_(std::move(parts.uploads)),
       downloads_(std::move(parts.downloads)),
@@ -167,7 +166,7 @@ CudaBackend::CudaBackend(const CudaBackendOptions& options, std::string descript
       library_(std::move(parts.library)) {}
 
 CudaBackend::~CudaBackend() {
-  cudaStreamSynchronize(stream_);  // the buffers must outlive what is queued
+  cudaStreamSynchronize(queue_.stream());  // the buffers must outlive what is queued
 }
 
 std::string CudaBackend::description() const { return description_; }
@@ -180,7 +179,7 @@ void CudaBackend::Op(const char* name, Calls calls) {
     calls();
     cuda::Check(cudaGetLastError(), "a launch");
     if (options_.wait_after_each_op) {
-      cuda::Check(cudaStreamSynchronize(stream_), "its kernels");
+      cuda::Check(cudaStreamSynchronize(queue_.stream()), "its kernels");
       uploads_->Recycle();
       return;
     }
@@ -216,7 +215,7 @@ absl::StatusOr<std::unique_ptr<DeviceBuffer>> CudaBackend::Allocate(size_t size_
 
 std::unique_ptr<DeviceBuffer> CudaBackend::UploadFloat32(ConstTensorView source) {
   CHECK(source.dtype() != DType::kInt32);
-  return cuda::UploadFloat32(source, *memory_, stream_);
+  return cuda::UploadFloat32(source, *memory_, queue_.stream());
 }
 
 size_t CudaBackend::KvBlockBytes(const KvLayout& layout) const {
@@ -225,24 +224,24 @@ size_t CudaBackend::KvBlockBytes(const KvLayout& layout) const {
 }
 
 std::unique_ptr<LinearWeight> CudaBackend::DoPackLinear(std::span<const LinearSource> parts) {
-  std::unique_ptr<CudaLinear> w = CudaLinear::Pack(parts, dtype(), *memory_, stream_);
+  std::unique_ptr<CudaLinear> w = CudaLinear::Pack(parts, dtype(), *memory_, queue_.stream());
   if (library_ != nullptr) library_->Pin(type(), w->in_padded(), w->out_padded());
   return w;
 }
 
 std::unique_ptr<LinearWeight> CudaBackend::DoPackConv1d(ConstTensorView weight,
                                                         ConstTensorView bias) {
-  return CudaLinear::PackConv1d(weight, bias, dtype(), *memory_, stream_);
+  return CudaLinear::PackConv1d(weight, bias, dtype(), *memory_, queue_.stream());
 }
 
 std::unique_ptr<TableWeight> CudaBackend::DoMakeTable(std::span<const ConstTensorView> parts) {
-  return std::make_unique<CudaTable>(parts, dtype(), *memory_, stream_);
+  return std::make_unique<CudaTable>(parts, dtype(), *memory_, queue_.stream());
 }
 
 // ---- Copies ------------------------------------------------------------------------------------
 
 void CudaBackend::DoCopy(TensorView y, ConstTensorView x) {
-  Op("Copy", [&] { cuda::ConvertRows(RowsOf(y), RowsOf(x), x.rows(), x.row_elements(), stream_); });
+  Op("Copy", [&] { cuda::ConvertRows(RowsOf(y), RowsOf(x), x.rows(), x.row_elements(), queue_); });
 }
 
 void CudaBackend::DoCopyToHost(std::span<float> y, ConstTensorView x) {
@@ -262,8 +261,8 @@ void CudaBackend::DoCopyToHost(std::span<float> y, ConstTensorView x) {
         // A single row's pitch may be anything, CUDA's may not be less than the row.
         CUDA_CHECK(cudaMemcpy2DAsync(downloads_->data(), bytes, x.bytes() + row * pitch + at,
                                      std::max(pitch, bytes), bytes, n, cudaMemcpyDeviceToHost,
-                                     stream_));
-        CUDA_CHECK(cudaStreamSynchronize(stream_));
+                                     queue_.stream()));
+        queue_.Wait();
         std::memcpy(to + row * row_bytes + at, downloads_->data(), n * bytes);
       }
     }
@@ -285,7 +284,7 @@ void CudaBackend::DoCopyFromHost(TensorView y, std::span<const float> x) {
       const std::byte* sent = uploads_->PutBytes(
           std::as_bytes(x.subspan(begin * columns, rows * columns)), /*may_share=*/false);
       cuda::ConvertRows(RowsOf(y.Rows(begin, begin + rows)), {sent, columns, cuda::Type::kFloat32},
-                        rows, columns, stream_);
+                        rows, columns, queue_);
     }
   });
 }
@@ -294,7 +293,7 @@ void CudaBackend::DoCopyKvBlock(const KvCacheView& kv, BlockId to, BlockId from)
   Op("CopyKvBlock", [&] {
     CUDA_CHECK(cudaMemcpyAsync(kv.arena + static_cast<size_t>(to) * kv.block_stride_bytes,
                                kv.arena + static_cast<size_t>(from) * kv.block_stride_bytes,
-                               KvBlockBytes(kv.layout), cudaMemcpyDeviceToDevice, stream_));
+                               KvBlockBytes(kv.layout), cudaMemcpyDeviceToDevice, queue_.stream()));
   });
 }
 
@@ -307,15 +306,14 @@ void CudaBackend::DoEmbed(TensorView y, const TableWeight& table, std::span<cons
     CHECK(rows != nullptr) << "this table was made by another backend";
     uploads_->Reserve(ids.size_bytes());
     cuda::EmbedRows(y.as<float>(), y.row_stride(), {rows->data(), rows->columns(), type()},
-                    uploads_->Put(ids), add, y.rows(), y.dim(1), stream_);
+                    uploads_->Put(ids), add, y.rows(), y.dim(1), queue_);
   });
 }
 
 void CudaBackend::DoGatherRows(TensorView y, ConstTensorView x, std::span<const int32_t> rows) {
   Op("GatherRows", [&] {
     uploads_->Reserve(rows.size_bytes());
-    cuda::GatherRows(RowsOf(y), RowsOf(x), uploads_->Put(rows), y.rows(), y.row_elements(),
-                     stream_);
+    cuda::GatherRows(RowsOf(y), RowsOf(x), uploads_->Put(rows), y.rows(), y.row_elements(), queue_);
   });
 }
 
@@ -323,13 +321,13 @@ void CudaBackend::DoScatterAddRows(TensorView y, ConstTensorView x, std::span<co
   Op("ScatterAddRows", [&] {
     uploads_->Reserve(rows.size_bytes());
     cuda::ScatterAddRows(y.as<float>(), y.row_stride(), RowsOf(x), uploads_->Put(rows), x.rows(),
-                         x.row_elements(), stream_);
+                         x.row_elements(), queue_);
   });
 }
 
 void CudaBackend::DoMeanRows(TensorView y, ConstTensorView x, int64_t group) {
   Op("MeanRows",
-     [&] { cuda::MeanRows(RowsOf(y), RowsOf(x), group, y.rows(), y.row_elements(), stream_); });
+     [&] { cuda::MeanRows(RowsOf(y), RowsOf(x), group, y.rows(), y.row_elements(), queue_); });
 }
 
 // ---- Norms -------------------------------------------------------------------------------------
@@ -338,7 +336,7 @@ void CudaBackend::DoRmsNorm(TensorView y, ConstTensorView x, ConstTensorView wei
                             bool add) {
   Op("RmsNorm", [&] {
     cuda::RmsNorm(RowsOf(y), RowsOf(x), weight.as<const float>(), eps, add, x.rows(), x.dim(1),
-                  stream_);
+                  queue_);
   });
 }
 
@@ -346,7 +344,7 @@ void CudaBackend::DoLayerNorm(TensorView y, ConstTensorView x, ConstTensorView w
                               ConstTensorView bias, float eps) {
   Op("LayerNorm", [&] {
     cuda::LayerNorm(RowsOf(y), RowsOf(x), weight.as<const float>(), bias.as<const float>(), eps,
-                    x.rows(), x.dim(1), stream_);
+                    x.rows(), x.dim(1), queue_);
   });
 }
 
@@ -361,7 +359,7 @@ void CudaBackend::RunLinear(cuda::LinearProblem p) {
   // Few rows are bound by the weight's bytes: no library does better than to read them once.
   if (library_ == nullptr || p.rows < cuda::LibraryGemm::kLeastBucket ||
       most < cuda::LibraryGemm::kLeastBucket) {
-    cuda::Linear(p, stream_);
+    cuda::Linear(p, queue_);
     return;
   }
   const auto advance = [](auto& rows, int64_t n) {
@@ -377,9 +375,9 @@ void CudaBackend::RunLinear(cuda::LinearProblem p) {
     auto* sums = scratch.Take<float>(bucket * out_padded);
     auto* padded =
         scratch.Take<std::byte>(bucket * p.in_padded * static_cast<int64_t>(SizeOf(dtype())));
-    cuda::PadRows({padded, p.in_padded, type()}, p.x, p.rows, p.in, bucket, p.in_padded, stream_);
+    cuda::PadRows({padded, p.in_padded, type()}, p.x, p.rows, p.in, bucket, p.in_padded, queue_);
     library_->Run(sums, padded, p.matrix.weight, type(), bucket, p.in_padded, out_padded);
-    cuda::FinishLinear(p, sums, out_padded, stream_);
+    cuda::FinishLinear(p, sums, out_padded, queue_);
     advance(p.x, p.rows);
     advance(p.y, p.rows);
   }
@@ -402,7 +400,7 @@ void CudaBackend::DoLinear(TensorView y, ConstTensorView x, const LinearWeight& 
 
 void CudaBackend::DoSiluMul(TensorView y, ConstTensorView up, ConstTensorView gate) {
   Op("SiluMul",
-     [&] { cuda::SiluMul(RowsOf(y), RowsOf(up), RowsOf(gate), y.rows(), y.dim(1), stream_); });
+     [&] { cuda::SiluMul(RowsOf(y), RowsOf(up), RowsOf(gate), y.rows(), y.dim(1), queue_); });
 }
 
 void CudaBackend::DoConv1d(TensorView y, ConstTensorView x, const LinearWeight& w, int64_t seqs,
@@ -425,11 +423,11 @@ void CudaBackend::DoConv1d(TensorView y, ConstTensorView x, const LinearWeight& 
     for (int64_t begin = 0; begin < y.rows(); begin += most) {
       const int64_t rows = std::min(most, y.rows() - begin);
       const cuda::Rows windows = {scratch_->data(), packed.in_padded(), type()};
-      cuda::Conv1dWindows(windows, RowsOf(x), shape, begin, rows, stream_);
+      cuda::Conv1dWindows(windows, RowsOf(x), shape, begin, rows, queue_);
       p.y = RowsOf(y.Rows(begin, begin + rows));
       p.x = {windows.data, windows.stride, windows.type};
       p.rows = rows;
-      cuda::Linear(p, stream_);
+      cuda::Linear(p, queue_);
     }
   });
 }
@@ -443,7 +441,7 @@ void CudaBackend::DoMoeRoute(TensorView ids, TensorView weights, ConstTensorView
                                    .tokens = ids.rows(),
                                    .k = static_cast<int>(ids.dim(1)),
                                    .experts = static_cast<int>(logits.dim(1))};
-    cuda::MoeRoute(routing, logits.as<const float>(), logits.row_stride(), stream_);
+    cuda::MoeRoute(routing, logits.as<const float>(), logits.row_stride(), queue_);
   });
 }
 
@@ -497,7 +495,7 @@ void CudaBackend::DoAddMoe(TensorView y, ConstTensorView x, ConstTensorView ids,
       auto* hidden_rows =
           scratch.Take<std::byte>(pairs * ffn * static_cast<int64_t>(SizeOf(dtype())));
       auto* out = scratch.Take<float>(pairs * hidden);
-      cuda::SortPairs(order, routing, stream_);
+      cuda::SortPairs(order, routing, queue_);
 
       cuda::LinearProblem p = ProblemOf(Packed(*experts[0].up_gate), type());
       p.groups = groups;
@@ -507,9 +505,9 @@ void CudaBackend::DoAddMoe(TensorView y, ConstTensorView x, ConstTensorView ids,
       p.x = RowsOf(x.Rows(begin, begin + n));
       p.x_rows = order.token_of;
       p.y = {up_gate, 2 * ffn, cuda::Type::kFloat32};
-      cuda::Linear(p, stream_);
+      cuda::Linear(p, queue_);
       cuda::SiluMul({hidden_rows, ffn, type()}, {up_gate, 2 * ffn, cuda::Type::kFloat32},
-                    {up_gate + ffn, 2 * ffn, cuda::Type::kFloat32}, pairs, ffn, stream_);
+                    {up_gate + ffn, 2 * ffn, cuda::Type::kFloat32}, pairs, ffn, queue_);
       p = ProblemOf(Packed(*experts[0].down), type());
       p.groups = groups;
       p.first_row = order.first_row;
@@ -517,9 +515,9 @@ void CudaBackend::DoAddMoe(TensorView y, ConstTensorView x, ConstTensorView ids,
       p.matrices = sent + groups;
       p.x = {hidden_rows, ffn, type()};
       p.y = {out, hidden, cuda::Type::kFloat32};
-      cuda::Linear(p, stream_);
+      cuda::Linear(p, queue_);
       cuda::AddExperts(y.Rows(begin, begin + n).as<float>(), y.row_stride(), out, order.place_of,
-                       routing, hidden, stream_);
+                       routing, hidden, queue_);
     }
   });
 }
@@ -531,7 +529,7 @@ void CudaBackend::DoRope(TensorView x, std::span<const int32_t> positions,
   Op("Rope", [&] {
     uploads_->Reserve(positions.size_bytes() + inv_freq.size_bytes() + 2 * Uploads::kSlack);
     const int32_t* sent = uploads_->Put(positions);
-    cuda::Rope(RowsOf(x), sent, uploads_->Put(inv_freq), x.rows(), x.dim(1), x.dim(2) / 2, stream_);
+    cuda::Rope(RowsOf(x), sent, uploads_->Put(inv_freq), x.rows(), x.dim(1), x.dim(2) / 2, queue_);
   });
 }
 
@@ -551,7 +549,7 @@ void CudaBackend::DoStoreKv(const KvCacheView& kv, int32_t layer, ConstTensorVie
   Op("StoreKv", [&] {
     uploads_->Reserve(slot_mapping.size_bytes());
     cuda::StoreKv(Layer(kv, layer), RowsOf(k), RowsOf(v), uploads_->Put(slot_mapping), k.rows(),
-                  stream_);
+                  queue_);
   });
 }
 
@@ -617,7 +615,7 @@ void CudaBackend::RunTasks(cuda::AttentionProblem problem, std::span<const Block
     if (!block_tables.empty()) problem.keys.block_tables = uploads_->Put(block_tables);
     const cuda::AttentionTask* sent = uploads_->Put(tasks);
     cuda::Attention(problem, sent, static_cast<int64_t>(tasks.size()), uploads_->Put(merges),
-                    static_cast<int64_t>(merges.size()), stream_);
+                    static_cast<int64_t>(merges.size()), queue_);
   }
 }
 

@@ -28,6 +28,7 @@
 #include "cuda/device_weights.h"
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/linear.h"
+#include "cuda/kernels/queue.h"
 #include "cuda/kernels/store_kv.h"
 #include "cuda/library_gemm.h"
 #include "runtime/backend/backend.h"
@@ -65,9 +66,9 @@ class CudaBackend final : public Backend {
   size_t KvBlockBytes(const KvLayout& layout) const override;
 
  private:
-  // In this order: the buffers go before their memory, and that before the stream.
+  // In this order: the buffers go before their memory, and that before the queue.
   struct CudaParts {
-    std::unique_ptr<cuda::Stream> stream;
+    std::unique_ptr<cuda::Queue> queue;
     std::unique_ptr<cuda::DeviceMemory> memory;
     std::unique_ptr<cuda::Uploads> uploads;
     std::unique_ptr<cuda::PinnedBuffer> downloads;
@@ -127,9 +128,9 @@ class CudaBackend final : public Backend {
   // Constant after construction.
   const CudaBackendOptions options_;
   const std::string description_;
-  const std::unique_ptr<cuda::Stream> owned_stream_;
-  const cudaStream_t stream_;
+  const std::unique_ptr<cuda::Queue> owned_queue_;
   // Engine thread only.
+  cuda::Queue& queue_;
   const std::unique_ptr<cuda::DeviceMemory> memory_;
   const std::unique_ptr<cuda::Uploads> uploads_;
   const std::unique_ptr<cuda::PinnedBuffer> downloads_;

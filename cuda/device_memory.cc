@@ -135,23 +135,19 @@ std::unique_ptr<PinnedBuffer> PinnedBuffer::TryAllocate(size_t size_bytes) {
 
 PinnedBuffer::~PinnedBuffer() { cudaFreeHost(data_); }
 
-Stream::Stream() { CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
-
-Stream::~Stream() { cudaStreamDestroy(stream_); }
-
 std::unique_ptr<Uploads> Uploads::Create(size_t capacity_bytes, DeviceMemory& memory,
-                                         cudaStream_t stream) {
+                                         Queue& queue) {
   auto device = memory.TryAllocate(capacity_bytes, MemoryUse::kWorkspace);
   if (device == nullptr) return nullptr;
   auto pinned = PinnedBuffer::TryAllocate(capacity_bytes);
   if (pinned == nullptr) return nullptr;
-  return std::unique_ptr<Uploads>(new Uploads(std::move(pinned), std::move(device), stream));
+  return std::unique_ptr<Uploads>(new Uploads(std::move(pinned), std::move(device), queue));
 }
 
 void Uploads::Reserve(size_t bytes) {
   CHECK_LE(bytes, capacity_bytes()) << "arrays of one op, against the upload buffer";
   if (used_ + bytes <= capacity_bytes()) return;
-  CUDA_CHECK(cudaStreamSynchronize(stream_));
+  queue_.Wait();
   Recycle();
 }
 
@@ -169,7 +165,7 @@ const std::byte* Uploads::PutBytes(std::span<const std::byte> bytes, bool may_sh
   CHECK_LE(offset + bytes.size(), capacity_bytes()) << "more than was reserved";
   std::memcpy(pinned_->data() + offset, bytes.data(), bytes.size());
   CUDA_CHECK(cudaMemcpyAsync(device_->data() + offset, pinned_->data() + offset, bytes.size(),
-                             cudaMemcpyHostToDevice, stream_));
+                             cudaMemcpyHostToDevice, queue_.stream()));
   used_ = (offset + bytes.size() + kSlack - 1) / kSlack * kSlack;
   if (may_share) sent_.push_back({offset, bytes.size()});
   return device_->data() + offset;

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda/kernels/queue.h"
 #include "runtime/backend/backend.h"
 
 namespace sensorium::cuda {
@@ -100,27 +101,13 @@ class PinnedBuffer {
   const size_t size_bytes_;
 };
 
-class Stream {
- public:
-  Stream();  // throws CudaError
-  ~Stream();
-  Stream(const Stream&) = delete;
-  Stream& operator=(const Stream&) = delete;
-
-  cudaStream_t get() const { return stream_; }
-
- private:
-  cudaStream_t stream_ = nullptr;
-};
-
 // Token ids, positions, block tables, task lists: arrays the host makes anew each step. They are
 // copied through pinned memory into a buffer of the device and live until the stream was waited for
 // (Recycle). The same bytes are sent once: every layer of a forward pass asks for the same arrays.
 class Uploads {
  public:
   // null when pinned or device memory of that size is not to be had.
-  static std::unique_ptr<Uploads> Create(size_t capacity_bytes, DeviceMemory& memory,
-                                         cudaStream_t stream);
+  static std::unique_ptr<Uploads> Create(size_t capacity_bytes, DeviceMemory& memory, Queue& queue);
   Uploads(const Uploads&) = delete;
   Uploads& operator=(const Uploads&) = delete;
 
@@ -146,13 +133,12 @@ class Uploads {
   struct Sent {
     size_t offset, bytes;
   };
-  Uploads(std::unique_ptr<PinnedBuffer> pinned, std::unique_ptr<CudaBuffer> device,
-          cudaStream_t stream)
-      : pinned_(std::move(pinned)), device_(std::move(device)), stream_(stream) {}
+  Uploads(std::unique_ptr<PinnedBuffer> pinned, std::unique_ptr<CudaBuffer> device, Queue& queue)
+      : pinned_(std::move(pinned)), device_(std::move(device)), queue_(queue) {}
 
   const std::unique_ptr<PinnedBuffer> pinned_;  // as large as device_
   const std::unique_ptr<CudaBuffer> device_;
-  const cudaStream_t stream_;
+  Queue& queue_;
   size_t used_ = 0;
   std::vector<Sent> sent_;
 };

@@ -29,12 +29,12 @@ int64_t LibraryGemm::BucketFor(int64_t rows) {
   return bucket;
 }
 
-std::unique_ptr<LibraryGemm> LibraryGemm::Create(DeviceMemory& memory, cudaStream_t stream) {
+std::unique_ptr<LibraryGemm> LibraryGemm::Create(DeviceMemory& memory, Queue& queue) {
   auto workspace = memory.TryAllocate(kWorkspaceBytes, MemoryUse::kWorkspace);
   if (workspace == nullptr) return nullptr;
   cublasLtHandle_t handle;
   LIBRARY_CHECK(cublasLtCreate(&handle));
-  return std::unique_ptr<LibraryGemm>(new LibraryGemm(handle, std::move(workspace), stream));
+  return std::unique_ptr<LibraryGemm>(new LibraryGemm(handle, std::move(workspace), queue));
 }
 
 LibraryGemm::~LibraryGemm() {
@@ -121,7 +121,7 @@ void LibraryGemm::Run(float* y, const void* x, const void* w, Type type, int64_t
   const float one = 1.f, zero = 0.f;
   LIBRARY_CHECK(cublasLtMatmul(handle_, plan.product, &one, w, plan.w, x, plan.x, &zero, y, plan.y,
                                y, plan.y, &plan.algorithm, workspace_->data(), kWorkspaceBytes,
-                               stream_));
+                               queue_.stream()));
 }
 
 }  // namespace sensorium::cuda

@@ -17,6 +17,7 @@
 #include <tuple>
 
 #include "cuda/device_memory.h"
+#include "cuda/kernels/queue.h"
 #include "cuda/kernels/types.h"
 
 namespace sensorium::cuda {
@@ -29,7 +30,7 @@ class LibraryGemm {
   static constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
   // null when there is no memory for the workspace. Throws when the library fails.
-  static std::unique_ptr<LibraryGemm> Create(DeviceMemory& memory, cudaStream_t stream);
+  static std::unique_ptr<LibraryGemm> Create(DeviceMemory& memory, Queue& queue);
   ~LibraryGemm();
   LibraryGemm(const LibraryGemm&) = delete;
   LibraryGemm& operator=(const LibraryGemm&) = delete;
@@ -61,14 +62,14 @@ class LibraryGemm {
   };
   using Shape = std::tuple<Type, int64_t, int64_t, int64_t>;  // type, bucket, in, out
 
-  LibraryGemm(cublasLtHandle_t handle, std::unique_ptr<CudaBuffer> workspace, cudaStream_t stream)
-      : handle_(handle), workspace_(std::move(workspace)), stream_(stream) {}
+  LibraryGemm(cublasLtHandle_t handle, std::unique_ptr<CudaBuffer> workspace, Queue& queue)
+      : handle_(handle), workspace_(std::move(workspace)), queue_(queue) {}
   const Plan& Find(Type type, int64_t bucket, int64_t in, int64_t out) const;
   void MakePlan(Plan& plan, Type type, int64_t bucket, int64_t in, int64_t out);
 
   const cublasLtHandle_t handle_;  // owned
   const std::unique_ptr<CudaBuffer> workspace_;
-  const cudaStream_t stream_;
+  Queue& queue_;
   std::map<Shape, Plan> plans_;
 };
 

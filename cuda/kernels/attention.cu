@@ -424,33 +424,33 @@ __global__ __launch_bounds__(kThreads) void attention_merge_kernel(AttentionProb
 // --------------------------------------------------------------------------------------
 
 template <int kDims>
-void RunMma(const AttentionProblem& p, const AttentionTask* tasks, dim3 grid, cudaStream_t stream) {
+void RunMma(const AttentionProblem& p, const AttentionTask* tasks, dim3 grid, Queue& queue) {
   const auto vectors = [](ConstRows rows) {
     return rows.type == Type::kBFloat16 && rows.stride % 8 == 0 &&
            reinterpret_cast<uintptr_t>(rows.data) % 16 == 0;
   };
   const bool aligned = p.keys.block_tables != nullptr || (vectors(p.keys.k) && vectors(p.keys.v));
   launch(attention_mma_kernel<kDims>, grid, kThreads, sizeof(typename MmaShape<kDims>::Shared),
-         stream, p, tasks, aligned);
+         queue, p, tasks, aligned);
 }
 
 }  // namespace
 
 void Attention(const AttentionProblem& problem, const AttentionTask* tasks, int64_t num_tasks,
-               const MergeTask* merges, int64_t num_merges, cudaStream_t stream) {
+               const MergeTask* merges, int64_t num_merges, Queue& queue) {
   if (num_tasks == 0) return;
   const dim3 grid(static_cast<unsigned>(num_tasks), static_cast<unsigned>(problem.kv_heads));
   if (problem.type == Type::kBFloat16 && problem.head_dim == 64) {
-    RunMma<64>(problem, tasks, grid, stream);
+    RunMma<64>(problem, tasks, grid, queue);
   } else if (problem.type == Type::kBFloat16 && problem.head_dim == 128) {
-    RunMma<128>(problem, tasks, grid, stream);
+    RunMma<128>(problem, tasks, grid, queue);
   } else {
-    launch(attention_plain_kernel, grid, kThreads, PlainShared::Bytes(problem.head_dim), stream,
+    launch(attention_plain_kernel, grid, kThreads, PlainShared::Bytes(problem.head_dim), queue,
            problem, tasks);
   }
   if (num_merges == 0) return;
   launch(attention_merge_kernel, dim3(static_cast<unsigned>(num_merges), grid.y), kThreads, 0,
-         stream, problem, merges);
+         queue, problem, merges);
 }
 
 }  // namespace sensorium::cuda

@@ -10,6 +10,7 @@
 
 #include <cstdint>
 
+#include "cuda/kernels/queue.h"
 #include "cuda/kernels/store_kv.h"
 #include "cuda/kernels/types.h"
 
@@ -61,6 +62,6 @@ inline size_t PartialBytes(int64_t rows, int64_t kv_heads, int64_t head_dim) {
 
 // tasks and merges are device arrays. REQUIRES: head_dim <= kMaxHeadDim.
 void Attention(const AttentionProblem& problem, const AttentionTask* tasks, int64_t num_tasks,
-               const MergeTask* merges, int64_t num_merges, cudaStream_t stream);
+               const MergeTask* merges, int64_t num_merges, Queue& queue);
 
 }  // namespace sensorium::cuda

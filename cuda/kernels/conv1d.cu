@@ -35,12 +35,12 @@ __global__ void conv1d_windows_kernel(Y* y, int64_t y_stride, const X* x, int64_
 }  // namespace
 
 void Conv1dWindows(Rows y, ConstRows x, const Conv1dShape& shape, int64_t first, int64_t rows,
-                   cudaStream_t stream) {
+                   Queue& queue) {
   if (rows == 0 || shape.in == 0) return;
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(shape.kernel));
   WithType(y.type, [&]<typename Y>() {
     WithType(x.type, [&]<typename X>() {
-      launch(conv1d_windows_kernel<Y, X>, grid, kThreads, 0, stream, static_cast<Y*>(y.data),
+      launch(conv1d_windows_kernel<Y, X>, grid, kThreads, 0, queue, static_cast<Y*>(y.data),
              y.stride, static_cast<const X*>(x.data), x.stride, shape, first);
     });
   });

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/kernels/queue.h"
 #include "cuda/kernels/types.h"
 
 namespace sensorium::cuda {
@@ -18,6 +19,6 @@ struct Conv1dShape {
 // y[i] for output rows [first, first + rows) of all sequences' frames_out: the `kernel` frames that
 // output row sees, [kernel, in] side by side, zeros outside the sequence.
 void Conv1dWindows(Rows y, ConstRows x, const Conv1dShape& shape, int64_t first, int64_t rows,
-                   cudaStream_t stream);
+                   Queue& queue);
 
 }  // namespace sensorium::cuda

@@ -95,22 +95,22 @@ dim3 Grid(int64_t rows, int64_t columns) {
 
 }  // namespace
 
-void ConvertRows(Rows y, ConstRows x, int64_t rows, int64_t columns, cudaStream_t stream) {
+void ConvertRows(Rows y, ConstRows x, int64_t rows, int64_t columns, Queue& queue) {
   if (rows == 0 || columns == 0) return;
   WithType(y.type, [&]<typename Y>() {
     WithType(x.type, [&]<typename X>() {
-      launch(convert_rows_kernel<Y, X>, Grid(rows, columns), kThreads, 0, stream,
+      launch(convert_rows_kernel<Y, X>, Grid(rows, columns), kThreads, 0, queue,
              static_cast<Y*>(y.data), y.stride, static_cast<const X*>(x.data), x.stride, columns);
     });
   });
 }
 
 void PadRows(Rows y, ConstRows x, int64_t rows, int64_t columns, int64_t padded_rows,
-             int64_t padded_columns, cudaStream_t stream) {
+             int64_t padded_columns, Queue& queue) {
   if (padded_rows == 0 || padded_columns == 0) return;
   WithType(y.type, [&]<typename Y>() {
     WithType(x.type, [&]<typename X>() {
-      launch(pad_rows_kernel<Y, X>, Grid(padded_rows, padded_columns), kThreads, 0, stream,
+      launch(pad_rows_kernel<Y, X>, Grid(padded_rows, padded_columns), kThreads, 0, queue,
              static_cast<Y*>(y.data), y.stride, static_cast<const X*>(x.data), x.stride, rows,
              columns, padded_columns);
     });
@@ -118,37 +118,36 @@ void PadRows(Rows y, ConstRows x, int64_t rows, int64_t columns, int64_t padded_
 }
 
 void EmbedRows(float* y, int64_t y_stride, ConstRows table, const int32_t* ids, bool add,
-               int64_t rows, int64_t columns, cudaStream_t stream) {
+               int64_t rows, int64_t columns, Queue& queue) {
   if (rows == 0 || columns == 0) return;
   WithType(table.type, [&]<typename T>() {
-    launch(embed_rows_kernel<T>, Grid(rows, columns), kThreads, 0, stream, y, y_stride,
+    launch(embed_rows_kernel<T>, Grid(rows, columns), kThreads, 0, queue, y, y_stride,
            static_cast<const T*>(table.data), table.stride, ids, add, columns);
   });
 }
 
 void GatherRows(Rows y, ConstRows x, const int32_t* from, int64_t rows, int64_t columns,
-                cudaStream_t stream) {
+                Queue& queue) {
   if (rows == 0 || columns == 0) return;
   WithType(x.type, [&]<typename T>() {
-    launch(gather_rows_kernel<T>, Grid(rows, columns), kThreads, 0, stream, static_cast<T*>(y.data),
+    launch(gather_rows_kernel<T>, Grid(rows, columns), kThreads, 0, queue, static_cast<T*>(y.data),
            y.stride, static_cast<const T*>(x.data), x.stride, from, columns);
   });
 }
 
 void ScatterAddRows(float* y, int64_t y_stride, ConstRows x, const int32_t* to, int64_t rows,
-                    int64_t columns, cudaStream_t stream) {
+                    int64_t columns, Queue& queue) {
   if (rows == 0 || columns == 0) return;
   WithType(x.type, [&]<typename X>() {
-    launch(scatter_add_rows_kernel<X>, Grid(rows, columns), kThreads, 0, stream, y, y_stride,
+    launch(scatter_add_rows_kernel<X>, Grid(rows, columns), kThreads, 0, queue, y, y_stride,
            static_cast<const X*>(x.data), x.stride, to, columns);
   });
 }
 
-void MeanRows(Rows y, ConstRows x, int64_t group, int64_t rows, int64_t columns,
-              cudaStream_t stream) {
+void MeanRows(Rows y, ConstRows x, int64_t group, int64_t rows, int64_t columns, Queue& queue) {
   if (rows == 0 || columns == 0) return;
   WithType(x.type, [&]<typename T>() {
-    launch(mean_rows_kernel<T>, Grid(rows, columns), kThreads, 0, stream, static_cast<T*>(y.data),
+    launch(mean_rows_kernel<T>, Grid(rows, columns), kThreads, 0, queue, static_cast<T*>(y.data),
            y.stride, static_cast<const T*>(x.data), x.stride, group, columns);
   });
 }

@@ -8,14 +8,15 @@
 #include <cstddef>
 
 #include "cuda/cuda_error.h"
+#include "cuda/kernels/queue.h"
 
 namespace sensorium::cuda {
 
 #if defined(__CUDACC__)
 
 template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
-            cudaStream_t stream, Args... args) {
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Queue& queue,
+            Args... args) {
   constexpr size_t kWithoutAsking = 48 * 1024;  // CUDA programming guide, 7.7 "Compute Capability"
   if (shared_bytes > kWithoutAsking) {
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
@@ -25,7 +26,7 @@ void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_byte
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
-  config.stream = stream;
+  config.stream = queue.stream();
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
 }
 
@@ -39,9 +40,9 @@ __device__ T& shared_memory() {
 #else
 
 template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
-            cudaStream_t stream, Args... args) {
-  CUDA_CHECK(cuda_emu::Launch(grid, block, shared_bytes, stream,
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Queue& queue,
+            Args... args) {
+  CUDA_CHECK(cuda_emu::Launch(grid, block, shared_bytes, queue.stream(),
                               [=] { kernel(static_cast<Params>(args)...); }));
 }
 

@@ -41,12 +41,12 @@ __global__ void layer_norm_kernel(Y* y, int64_t y_stride, const X* x, int64_t x_
 }  // namespace
 
 void LayerNorm(Rows y, ConstRows x, const float* weight, const float* bias, float eps, int64_t rows,
-               int64_t columns, cudaStream_t stream) {
+               int64_t columns, Queue& queue) {
   if (rows == 0 || columns == 0) return;
   WithType(y.type, [&]<typename Y>() {
     WithType(x.type, [&]<typename X>() {
       launch(layer_norm_kernel<Y, X>, static_cast<unsigned>(rows), ThreadsFor(columns, 256),
-             32 * sizeof(float), stream, static_cast<Y*>(y.data), y.stride,
+             32 * sizeof(float), queue, static_cast<Y*>(y.data), y.stride,
              static_cast<const X*>(x.data), x.stride, weight, bias, eps, columns);
     });
   });

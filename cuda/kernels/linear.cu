@@ -234,40 +234,38 @@ __global__ void finish_linear_kernel(LinearProblem p, const float* sums, int64_t
 constexpr int kTall = 64, kSkinny = 16;
 
 template <int kRows>
-void Run(const LinearProblem& p, cudaStream_t stream) {
+void Run(const LinearProblem& p, Queue& queue) {
   const dim3 grid(static_cast<unsigned>(CeilDiv(p.out, kOutMultiple)),
                   static_cast<unsigned>(CeilDiv<int64_t>(p.rows, kRows)),
                   p.groups > 0 ? static_cast<unsigned>(p.groups) : 1);
   if (p.type == Type::kFloat32) {
-    launch(linear_float32_kernel<kRows>, grid, kPlainThreads, sizeof(PlainShared<kRows>), stream,
-           p);
+    launch(linear_float32_kernel<kRows>, grid, kPlainThreads, sizeof(PlainShared<kRows>), queue, p);
     return;
   }
   const bool aligned = reinterpret_cast<uintptr_t>(p.x.data) % 16 == 0 && p.x.stride % 8 == 0;
   WithType(p.x.type, [&]<typename X>() {
-    launch(linear_bf16_kernel<X, kRows>, grid, kMmaThreads, sizeof(MmaShared<kRows>), stream, p,
+    launch(linear_bf16_kernel<X, kRows>, grid, kMmaThreads, sizeof(MmaShared<kRows>), queue, p,
            aligned);
   });
 }
 
 }  // namespace
 
-void Linear(const LinearProblem& problem, cudaStream_t stream) {
+void Linear(const LinearProblem& problem, Queue& queue) {
   if (problem.rows == 0 || problem.out == 0) return;
   // A group of a mixture has few rows: experts share a step's tokens among them.
   if (problem.rows <= kSkinny || (problem.groups > 0 && problem.rows <= 4 * kSkinny)) {
-    Run<kSkinny>(problem, stream);
+    Run<kSkinny>(problem, queue);
   } else {
-    Run<kTall>(problem, stream);
+    Run<kTall>(problem, queue);
   }
 }
 
-void FinishLinear(const LinearProblem& problem, const float* sums, int64_t stride,
-                  cudaStream_t stream) {
+void FinishLinear(const LinearProblem& problem, const float* sums, int64_t stride, Queue& queue) {
   if (problem.rows == 0 || problem.out == 0) return;
   const dim3 grid(static_cast<unsigned>(problem.rows),
                   static_cast<unsigned>(CeilDiv(problem.out, kFinishColumns)));
-  launch(finish_linear_kernel, grid, kFinishThreads, 0, stream, problem, sums, stride);
+  launch(finish_linear_kernel, grid, kFinishThreads, 0, queue, problem, sums, stride);
 }
 
 }  // namespace sensorium::cuda

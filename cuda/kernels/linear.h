@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/kernels/queue.h"
 #include "cuda/kernels/types.h"
 
 namespace sensorium::cuda {
@@ -37,11 +38,10 @@ struct LinearProblem {
   const int32_t* x_rows = nullptr;         // null: row r of x is row r
 };
 
-void Linear(const LinearProblem& problem, cudaStream_t stream);
+void Linear(const LinearProblem& problem, Queue& queue);
 
 // The end of a product that was made elsewhere: y = act(sums + b), or y += when `add`. sums float32
 // [problem.rows, out], rows `stride` apart. REQUIRES: no groups.
-void FinishLinear(const LinearProblem& problem, const float* sums, int64_t stride,
-                  cudaStream_t stream);
+void FinishLinear(const LinearProblem& problem, const float* sums, int64_t stride, Queue& queue);
 
 }  // namespace sensorium::cuda

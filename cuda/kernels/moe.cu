@@ -109,24 +109,23 @@ __global__ void add_experts_kernel(float* y, int64_t y_stride, const float* rows
 
 }  // namespace
 
-void MoeRoute(const Routing& routing, const float* logits, int64_t logits_stride,
-              cudaStream_t stream) {
+void MoeRoute(const Routing& routing, const float* logits, int64_t logits_stride, Queue& queue) {
   if (routing.tokens == 0) return;
-  launch(moe_route_kernel, static_cast<unsigned>(routing.tokens), 32, 0, stream, routing, logits,
+  launch(moe_route_kernel, static_cast<unsigned>(routing.tokens), 32, 0, queue, routing, logits,
          logits_stride);
 }
 
-void SortPairs(const PairOrder& order, const Routing& routing, cudaStream_t stream) {
+void SortPairs(const PairOrder& order, const Routing& routing, Queue& queue) {
   if (routing.tokens == 0) return;
-  launch(sort_pairs_kernel, 1, kSortThreads, 0, stream, order, routing);
+  launch(sort_pairs_kernel, 1, kSortThreads, 0, queue, order, routing);
 }
 
 void AddExperts(float* y, int64_t y_stride, const float* rows, const int32_t* place_of,
-                const Routing& routing, int64_t columns, cudaStream_t stream) {
+                const Routing& routing, int64_t columns, Queue& queue) {
   if (routing.tokens == 0 || columns == 0) return;
   const dim3 grid(static_cast<unsigned>(routing.tokens),
                   static_cast<unsigned>(CeilDiv(columns, kColumns)));
-  launch(add_experts_kernel, grid, kAddThreads, 0, stream, y, y_stride, rows, place_of, routing,
+  launch(add_experts_kernel, grid, kAddThreads, 0, queue, y, y_stride, rows, place_of, routing,
          columns);
 }
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/kernels/queue.h"
 #include "cuda/kernels/types.h"
 
 namespace sensorium::cuda {
@@ -21,8 +22,7 @@ struct Routing {
 };
 
 // softmax over logits [tokens, experts], then the k highest, lowest id on ties.
-void MoeRoute(const Routing& routing, const float* logits, int64_t logits_stride,
-              cudaStream_t stream);
+void MoeRoute(const Routing& routing, const float* logits, int64_t logits_stride, Queue& queue);
 
 // (token, choice) pairs by ascending expert, tokens ascending within one. All device arrays:
 // first_row [experts + 1], token_of [tokens * k], place_of [tokens * k]: where a pair's row is.
@@ -31,10 +31,10 @@ struct PairOrder {
   int32_t* token_of;
   int32_t* place_of;
 };
-void SortPairs(const PairOrder& order, const Routing& routing, cudaStream_t stream);
+void SortPairs(const PairOrder& order, const Routing& routing, Queue& queue);
 
 // y[t] += weight * rows[place] over a token's experts in ascending id. rows [tokens * k, columns].
 void AddExperts(float* y, int64_t y_stride, const float* rows, const int32_t* place_of,
-                const Routing& routing, int64_t columns, cudaStream_t stream);
+                const Routing& routing, int64_t columns, Queue& queue);
 
 }  // namespace sensorium::cuda

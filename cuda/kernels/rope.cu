@@ -57,10 +57,10 @@ __global__ void rope_kernel(T* x, int64_t stride, const int32_t* positions, cons
 }  // namespace
 
 void Rope(Rows x, const int32_t* positions, const float* inv_freq, int64_t tokens, int64_t heads,
-          int64_t half, cudaStream_t stream) {
+          int64_t half, Queue& queue) {
   if (tokens == 0 || heads == 0 || half == 0) return;
   WithType(x.type, [&]<typename T>() {
-    launch(rope_kernel<T>, static_cast<unsigned>(tokens), ThreadsFor(half, 128), 0, stream,
+    launch(rope_kernel<T>, static_cast<unsigned>(tokens), ThreadsFor(half, 128), 0, queue,
            static_cast<T*>(x.data), x.stride, positions, inv_freq, heads, half);
   });
 }

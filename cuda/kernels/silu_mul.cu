@@ -34,14 +34,13 @@ __global__ void silu_mul_kernel(Y* y, int64_t y_stride, const Up* up, int64_t up
 
 }  // namespace
 
-void SiluMul(Rows y, ConstRows up, ConstRows gate, int64_t rows, int64_t columns,
-             cudaStream_t stream) {
+void SiluMul(Rows y, ConstRows up, ConstRows gate, int64_t rows, int64_t columns, Queue& queue) {
   if (rows == 0 || columns == 0) return;
   const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(CeilDiv(columns, kColumns)));
   WithType(y.type, [&]<typename Y>() {
     WithType(up.type, [&]<typename Up>() {
       WithType(gate.type, [&]<typename Gate>() {
-        launch(silu_mul_kernel<Y, Up, Gate>, grid, kThreads, 0, stream, static_cast<Y*>(y.data),
+        launch(silu_mul_kernel<Y, Up, Gate>, grid, kThreads, 0, queue, static_cast<Y*>(y.data),
                y.stride, static_cast<const Up*>(up.data), up.stride,
                static_cast<const Gate*>(gate.data), gate.stride, columns);
       });

@@ -5,12 +5,12 @@
 
 #include <cstdint>
 
+#include "cuda/kernels/queue.h"
 #include "cuda/kernels/types.h"
 
 namespace sensorium::cuda {
 
 // y = silu(gate) * up; all [rows, columns]. y may be either.
-void SiluMul(Rows y, ConstRows up, ConstRows gate, int64_t rows, int64_t columns,
-             cudaStream_t stream);
+void SiluMul(Rows y, ConstRows up, ConstRows gate, int64_t rows, int64_t columns, Queue& queue);
 
 }  // namespace sensorium::cuda

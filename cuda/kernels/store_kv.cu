@@ -32,11 +32,11 @@ __global__ void store_kv_kernel(KvLayer kv, ConstRows k, ConstRows v, const int6
 }  // namespace
 
 void StoreKv(const KvLayer& kv, ConstRows k, ConstRows v, const int64_t* slots, int64_t tokens,
-             cudaStream_t stream) {
+             Queue& queue) {
   if (tokens == 0) return;
   const dim3 grid(static_cast<unsigned>(tokens), static_cast<unsigned>(kv.kv_heads));
   WithType(kv.type, [&]<typename T>() {
-    launch(store_kv_kernel<T>, grid, ThreadsFor(kv.head_dim, 128), 0, stream, kv, k, v, slots);
+    launch(store_kv_kernel<T>, grid, ThreadsFor(kv.head_dim, 128), 0, queue, kv, k, v, slots);
   });
 }
 

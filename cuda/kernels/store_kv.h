@@ -5,6 +5,7 @@
 
 #include <cstdint>
 
+#include "cuda/kernels/queue.h"
 #include "cuda/kernels/types.h"
 
 namespace sensorium::cuda {
@@ -22,6 +23,6 @@ struct KvLayer {
 
 // k, v [tokens, kv_heads, head_dim]; slots [tokens], negative: skipped.
 void StoreKv(const KvLayer& kv, ConstRows k, ConstRows v, const int64_t* slots, int64_t tokens,
-             cudaStream_t stream);
+             Queue& queue);
 
 }  // namespace sensorium::cuda

@@ -430,10 +430,10 @@ TEST_F(CudaBackendTest, FastProductsPadTheirRowsWithZeros) {
   cuda_emu::SetSeed(1);
   const Matrix x = Matrix::Random(rng_, 5, 70, kF32, 2);  // NaN between rows
   Matrix y(8, 96, kBf16, 4);
-  cuda::Stream stream;
+  cuda::Queue queue;
   cuda::PadRows({y.view().bytes(), 100, cuda::Type::kBFloat16},
-                {x.view().bytes(), 72, cuda::Type::kFloat32}, 3, 70, 8, 96, stream.get());
-  CUDA_CHECK(cudaStreamSynchronize(stream.get()));
+                {x.view().bytes(), 72, cuda::Type::kFloat32}, 3, 70, 8, 96, queue);
+  queue.Wait();
   for (int64_t r = 0; r < 8; ++r) {
     for (int64_t c = 0; c < 96; ++c) {
       ASSERT_EQ(y.Get(r, c), r < 3 && c < 70 ? x.GetAs(kBf16, r, c) : 0) << r << ", " << c;

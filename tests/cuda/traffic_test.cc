@@ -33,10 +33,8 @@ constexpr Type kF32 = Type::kFloat32, kBf16 = Type::kBFloat16;
 // The arrays of one launch, watched; freed with it.
 class Device {
  public:
-  Device() { CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking)); }
   ~Device() {
     for (void* p : arrays_) cudaFree(p);
-    cudaStreamDestroy(stream_);
   }
   template <typename T>
   T* Array(std::vector<T> values) {
@@ -59,10 +57,10 @@ class Device {
   ConstRows In(int64_t rows, int64_t columns, Type type) {
     return {Matrix(rows, columns, type), columns, type};
   }
-  cudaStream_t stream() const { return stream_; }
+  Queue& queue() { return queue_; }
 
  private:
-  cudaStream_t stream_ = nullptr;
+  Queue queue_;
   std::vector<void*> arrays_;
 };
 
@@ -80,7 +78,7 @@ void AddRows(std::vector<Case>& cases) {
   cases.push_back({"convert_rows_kernel", "float to bf16", "element", n, ElementwiseCost(n, 6, 0),
                    [](Device& d) {
                      ConvertRows(d.Out(kRows, kColumns, kBf16), d.In(kRows, kColumns, kF32), kRows,
-                                 kColumns, d.stream());
+                                 kColumns, d.queue());
                    }});
   cases.push_back({"pad_rows_kernel",
                    "float 5 x 1536 to bf16 8 x 1568",
@@ -89,30 +87,30 @@ void AddRows(std::vector<Case>& cases) {
                    {4 * n + 2.0 * 8 * 1568, 0},
                    [](Device& d) {
                      PadRows(d.Out(8, 1568, kBf16), d.In(kRows, kColumns, kF32), kRows, kColumns, 8,
-                             1568, d.stream());
+                             1568, d.queue());
                    }});
   cases.push_back({"embed_rows_kernel", "bf16 table to float", "element", n,
                    ElementwiseCost(n, 6, 0), [](Device& d) {
                      auto* y = static_cast<float*>(d.Matrix(kRows, kColumns, kF32));
                      EmbedRows(y, kColumns, d.In(9, kColumns, kBf16),
                                d.Array<int32_t>({8, 0, 3, 1, 7}), false, kRows, kColumns,
-                               d.stream());
+                               d.queue());
                    }});
   cases.push_back(
       {"gather_rows_kernel", "bf16", "element", n, ElementwiseCost(n, 4, 0), [](Device& d) {
          GatherRows(d.Out(kRows, kColumns, kBf16), d.In(9, kColumns, kBf16),
-                    d.Array<int32_t>({8, 0, 3, 1, 7}), kRows, kColumns, d.stream());
+                    d.Array<int32_t>({8, 0, 3, 1, 7}), kRows, kColumns, d.queue());
        }});
   cases.push_back({"scatter_add_rows_kernel", "bf16 onto float", "element", n,
                    ElementwiseCost(n, 10, 1), [](Device& d) {
                      auto* y = static_cast<float*>(d.Matrix(9, kColumns, kF32));
                      ScatterAddRows(y, kColumns, d.In(kRows, kColumns, kBf16),
-                                    d.Array<int32_t>({8, 0, 3, 1, 7}), kRows, kColumns, d.stream());
+                                    d.Array<int32_t>({8, 0, 3, 1, 7}), kRows, kColumns, d.queue());
                    }});
   cases.push_back({"mean_rows_kernel", "bf16, groups of 4", "element of y", n,
                    ElementwiseCost(n, 10, 4), [](Device& d) {
                      MeanRows(d.Out(kRows, kColumns, kBf16), d.In(4 * kRows, kColumns, kBf16), 4,
-                              kRows, kColumns, d.stream());
+                              kRows, kColumns, d.queue());
                    }});
   cases.push_back({"conv1d_windows_kernel",
                    "float 40 frames of 80 to bf16, 3 taps",
@@ -121,37 +119,37 @@ void AddRows(std::vector<Case>& cases) {
                    {40.0 * 80 * 4 + 40.0 * 240 * 2, 0},
                    [](Device& d) {
                      Conv1dWindows(d.Out(40, 240, kBf16), d.In(40, 80, kF32), {40, 40, 80, 3, 1}, 0,
-                                   40, d.stream());
+                                   40, d.queue());
                    }});
   cases.push_back({"rms_norm_kernel", "float to bf16", "element", n,
                    RmsNormCost(kRows, kColumns, 4, 2), [](Device& d) {
                      auto* weight = static_cast<float*>(d.Matrix(1, kColumns, kF32));
                      RmsNorm(d.Out(kRows, kColumns, kBf16), d.In(kRows, kColumns, kF32), weight,
-                             1e-5f, false, kRows, kColumns, d.stream());
+                             1e-5f, false, kRows, kColumns, d.queue());
                    }});
   cases.push_back({"layer_norm_kernel", "float to bf16", "element", n,
                    LayerNormCost(kRows, kColumns, 4, 2), [](Device& d) {
                      auto* weight = static_cast<float*>(d.Matrix(1, kColumns, kF32));
                      auto* bias = static_cast<float*>(d.Matrix(1, kColumns, kF32));
                      LayerNorm(d.Out(kRows, kColumns, kBf16), d.In(kRows, kColumns, kF32), weight,
-                               bias, 1e-5f, kRows, kColumns, d.stream());
+                               bias, 1e-5f, kRows, kColumns, d.queue());
                    }});
   cases.push_back(
       {"silu_mul_kernel", "float to bf16", "element", n, SiluMulCost(n, 4, 2), [](Device& d) {
          SiluMul(d.Out(kRows, kColumns, kBf16), d.In(kRows, kColumns, kF32),
-                 d.In(kRows, kColumns, kF32), kRows, kColumns, d.stream());
+                 d.In(kRows, kColumns, kF32), kRows, kColumns, d.queue());
        }});
   cases.push_back({"rope_kernel", "bf16, 7 tokens of 4 heads of 64", "token", 7,
                    RopeCost(7, 4, 64, 2), [](Device& d) {
                      Rope(d.Out(7, 4 * 64, kBf16), d.Array(std::vector<int32_t>(7, 3)),
-                          d.Array(std::vector<float>(32, .5f)), 7, 4, 32, d.stream());
+                          d.Array(std::vector<float>(32, .5f)), 7, 4, 32, d.queue());
                    }});
   cases.push_back({"store_kv_kernel", "bf16, 5 tokens of 2 heads of 64", "token", 5,
                    StoreKvCost(5, 2, 64, 2, 2), [](Device& d) {
                      const KvLayer kv = {
                          d.Matrix(2, 2 * 2 * 16 * 64, kBf16), 2 * 2 * 16 * 64, 16, 2, 64, kBf16};
                      StoreKv(kv, d.In(5, 128, kBf16), d.In(5, 128, kBf16),
-                             d.Array<int64_t>({0, 17, 3, 30, 9}), 5, d.stream());
+                             d.Array<int64_t>({0, 17, 3, 30, 9}), 5, d.queue());
                    }});
 }
 
@@ -177,7 +175,7 @@ void AddLinears(std::vector<Case>& cases) {
     cases.push_back({kernel, std::to_string(rows) + " x 256 by 192 outputs", "row",
                      static_cast<double>(rows),
                      LinearCost(static_cast<double>(rows), kIn, kOut, wide, 4, wide),
-                     [=](Device& d) { Linear(problem(d, rows, type), d.stream()); }});
+                     [=](Device& d) { Linear(problem(d, rows, type), d.queue()); }});
   }
   cases.push_back({"finish_linear_kernel",
                    "8 x 192",
@@ -193,8 +191,7 @@ void AddLinears(std::vector<Case>& cases) {
                                         .out = kOut,
                                         .type = kBf16};
                      p.matrix = {nullptr, static_cast<float*>(d.Matrix(1, kOut, kF32))};
-                     FinishLinear(p, static_cast<float*>(d.Matrix(8, kOut, kF32)), kOut,
-                                  d.stream());
+                     FinishLinear(p, static_cast<float*>(d.Matrix(8, kOut, kF32)), kOut, d.queue());
                    }});
 }
 
@@ -216,7 +213,7 @@ void AddMixture(std::vector<Case>& cases) {
                    [=](Device& d) {
                      std::vector<float> logits;
                      for (int i = 0; i < kTokens * kExperts; ++i) logits.push_back(i * 7 % 11);
-                     MoeRoute(routing(d), d.Array(logits), kExperts, d.stream());
+                     MoeRoute(routing(d), d.Array(logits), kExperts, d.queue());
                    }});
   cases.push_back({"sort_pairs_kernel",
                    "6 tokens, 2 of 8 experts",
@@ -228,7 +225,7 @@ void AddMixture(std::vector<Case>& cases) {
                      const PairOrder order = {d.Array(std::vector<int32_t>(kExperts + 1)),
                                               d.Array(std::vector<int32_t>(kTokens * kChosen)),
                                               d.Array(std::vector<int32_t>(kTokens * kChosen))};
-                     SortPairs(order, routing(d), d.stream());
+                     SortPairs(order, routing(d), d.queue());
                    }});
   cases.push_back({"add_experts_kernel",
                    "6 tokens of 1536, 2 experts each",
@@ -240,7 +237,7 @@ void AddMixture(std::vector<Case>& cases) {
                      for (int32_t i = 0; i < kTokens * kChosen; ++i) places.push_back(i);
                      auto* y = static_cast<float*>(d.Matrix(kTokens, kHidden, kF32));
                      auto* rows = static_cast<float*>(d.Matrix(kTokens * kChosen, kHidden, kF32));
-                     AddExperts(y, kHidden, rows, d.Array(places), routing(d), kHidden, d.stream());
+                     AddExperts(y, kHidden, rows, d.Array(places), routing(d), kHidden, d.queue());
                    }});
 }
 
@@ -284,7 +281,7 @@ void RunAttention(Device& d, const Sequence& s) {
   }
   p.partials = d.Array(std::vector<float>(PartialBytes(partial, s.kv_heads, s.dims) / 4));
   Attention(p, d.Array(tasks), static_cast<int64_t>(tasks.size()), d.Array(merges),
-            static_cast<int64_t>(merges.size()), d.stream());
+            static_cast<int64_t>(merges.size()), d.queue());
 }
 
 void AddAttention(std::vector<Case>& cases) {
@@ -329,7 +326,7 @@ TEST(TrafficTest, EachKernelMovesWhatItsHeaderSaysAndTheTableTellsTheRest) {
     {
       Device device;
       c.launch(device);
-      CUDA_CHECK(cudaStreamSynchronize(device.stream()));
+      device.queue().Wait();
       traffic = cuda_emu::TakeTraffic();
     }
     const double touched = static_cast<double>(traffic.touched_bytes) / c.least.bytes;
