@@ -1,7 +1,7 @@
 // What planning costs: Schedule + Commit over so many live sequences, on one core. All of them
-// decode, or one in a hundred is a prefill that the step cuts to its budget, or blocks are short
-// and somebody is preempted in every step. Goal: 100 us a plan at 10,000 sequences, and the same
-// time per sequence at every count.
+// decode, or one in a hundred or everybody is a prefill that the step cuts to its budget, or blocks
+// are short and somebody is preempted in every step. TellWork adds what the engine does between two
+// plans: it says of every sequence what it needs next. Goal: 100 us a plan at 10,000 sequences.
 #include <benchmark/benchmark.h>
 #include <time.h>
 
@@ -13,7 +13,7 @@
 namespace sensorium {
 namespace {
 
-void Plan(benchmark::State& state, bool optimistic, int32_t prefilling_in_100) {
+void Plan(benchmark::State& state, bool optimistic, int32_t prefilling_in_100, bool tell = false) {
   const auto seqs = static_cast<int32_t>(state.range(0));
   constexpr int32_t kMaxContext = 1 << 30;  // no benchmark comes to the end of it; one block
   const Prices prices{.encode_unit_ps = 4'000'000'000,
@@ -44,12 +44,18 @@ void Plan(benchmark::State& state, bool optimistic, int32_t prefilling_in_100) {
                                 .amount = prefills ? kMaxContext : 1,
                                 .context = prefills ? 0 : 1000 + i % 500});
   }
-  int64_t now_us = 0;
+  int64_t now_us = 0, steps = 0;
   for (auto _ : state) {
     const StepPlan& plan = scheduler.Schedule(now_us, [](JobId) {});
     benchmark::DoNotOptimize(plan.items.data());
     scheduler.Commit(plan.predicted_ns / 1000);
     now_us += 10'000;
+    if (!tell) continue;
+    ++steps;
+    for (int32_t i = 0; i < seqs; ++i) {
+      scheduler.SetWork(
+          jobs[i], {.kind = WorkKind::kDecode, .amount = 1, .context = 1000 + i % 500 + steps});
+    }
   }
   state.counters["per_seq"] =
       benchmark::Counter(static_cast<double>(seqs), benchmark::Counter::kIsIterationInvariantRate |
@@ -142,10 +148,14 @@ void ShortOfBlocks(benchmark::State& state) {
 
 void Decodes(benchmark::State& state) { Plan(state, false, 0); }
 void OnePercentPrefills(benchmark::State& state) { Plan(state, false, 1); }
+void AllPrefill(benchmark::State& state) { Plan(state, false, 100); }
+void DecodesAndTellWork(benchmark::State& state) { Plan(state, false, 0, true); }
 void OptimisticDecodes(benchmark::State& state) { Plan(state, true, 0); }
 
 BENCHMARK(Decodes)->Arg(100)->Arg(1000)->Arg(10000)->Unit(benchmark::kMicrosecond);
 BENCHMARK(OnePercentPrefills)->Arg(100)->Arg(1000)->Arg(10000)->Unit(benchmark::kMicrosecond);
+BENCHMARK(AllPrefill)->Arg(100)->Arg(1000)->Arg(10000)->Unit(benchmark::kMicrosecond);
+BENCHMARK(DecodesAndTellWork)->Arg(100)->Arg(1000)->Arg(10000)->Unit(benchmark::kMicrosecond);
 BENCHMARK(OptimisticDecodes)->Arg(100)->Arg(1000)->Arg(10000)->Unit(benchmark::kMicrosecond);
 BENCHMARK(ShortOfBlocks)
     ->Arg(100)

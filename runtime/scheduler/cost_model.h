@@ -24,6 +24,7 @@ struct Work {
   int64_t decode_rows = 0;
   int64_t decode_context = 0;   // over rows, the tokens each attends to
   int64_t cross_positions = 0;  // over rows and prefill tokens, the encoder positions read
+  bool operator==(const Work&) const = default;
 };
 
 // Picoseconds a unit of Work, field by field. Integers: what the scheduler multiplies with, so that

@@ -17,6 +17,8 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
       line_(options.tenants, options.starvation_us, options.max_waiting + options.max_batch_seqs),
       preemption_order_(static_cast<int32_t>(options.tenants.size()),
                         options.max_waiting + options.max_batch_seqs),
+      growth_(options.max_waiting + options.max_batch_seqs),
+      ledger_(options.models.size()),
       random_state_(options.chaos_seed) {
   CHECK_GT(options.max_batch_tokens, 0);
   CHECK_GT(options.max_batch_seqs, 0);
@@ -44,6 +46,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
   for (int32_t s = options.encoder_slots - 1; s >= 0; --s) free_encoder_slots_.push_back(s);
   admitted_.reserve(options.max_batch_seqs);
   grows_.reserve(options.max_batch_seqs);
+  resting_.reserve(options.max_batch_seqs);
   needs_.resize(slots);
   tenant_needs_.resize(options.tenants.size());
   fills_.reserve(options.max_batch_seqs);
@@ -52,9 +55,9 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
   forward_tokens_.resize(models_.size());
   row_prices_.resize(models_.size());
   decode_work_.resize(models_.size());
+  tenant_decode_work_.resize(options.tenants.size() * models_.size());
   plan_.items.reserve(options.max_batch_seqs);
-  plan_idx_.reserve(options.max_batch_seqs);
-  plan_at_.resize(options.max_batch_seqs);
+  shuffled_.items.reserve(options.chaos_seed ? options.max_batch_seqs : 0);
   charges_.resize(options.tenants.size());
 }
 
@@ -73,14 +76,11 @@ int64_t Scheduler::FillNs(const JobSpec& spec) const {
                   .cross_positions = n * spec.cross_len});
 }
 
-// What a step's decodes take now. The last plan's would be those of who may have left since.
+// What a step's decodes take now.
 int64_t Scheduler::DecodeNs() const {
   int64_t total = 0;
-  for (int32_t m = 0; m < static_cast<int32_t>(models_.size()); ++m) {
-    Work work;
-    for (const Running& r : running_) {
-      if (r.kind == WorkKind::kDecode && r.model == m) AddDecode(work, r);
-    }
+  for (size_t m = 0; m < models_.size(); ++m) {
+    Work work = decode_work_[m];
     work.forwards = work.decode_rows > 0;
     total += PriceNs(models_[m].prices, work);
   }
@@ -126,7 +126,7 @@ JobCost Scheduler::cost(JobId id) const {
   JobCost cost = job.cost;
   if (job.running_idx >= 0) {
     const Running& r = running_[job.running_idx];
-    cost.decode_ns += r.decode_ns;
+    cost.decode_ns += DecodePs(r) / 1000;
     cost.block_ns += r.reserved * (busy_us_ - job.billed_us) * 1000;
   }
   return cost;
@@ -134,7 +134,8 @@ JobCost Scheduler::cost(JobId id) const {
 
 void Scheduler::CheckInvariants() const {
   int64_t blocks = 0, rows = 0, backlog = 0;
-  int32_t live = 0, encoders = 0;
+  int32_t live = 0, encoders = 0, decodes = 0, fills = 0;
+  std::vector<Work> work(tenant_decode_work_.size());
   for (size_t i = 0; i < running_.size(); ++i) {
     const Running& r = running_[i];
     const Job& job = jobs_[r.slot];
@@ -145,6 +146,31 @@ void Scheduler::CheckInvariants() const {
     blocks += r.reserved;
     rows += job.spec.rows;
     encoders += r.encoder_slot >= 0;
+    if (r.plan_at >= 0) CHECK_EQ(plan_.items[r.plan_at].job, r.id);
+    CHECK_EQ(growth_.Contains(r.slot), options_.optimistic && r.decodes());
+    if (r.decodes()) {
+      CHECK_LT(r.plan_at, num_decodes_);
+      ++decodes;
+      Work& of = work[r.tenant * models_.size() + r.model];
+      of.decode_rows += r.amount;
+      of.decode_context += r.amount * (ContextOf(r) + 1);
+      of.cross_positions += r.amount * r.cross_len;
+    }
+    CHECK_EQ(r.fill_at >= 0, r.kind == WorkKind::kEncode || r.kind == WorkKind::kPrefill);
+    if (r.fill_at >= 0) CHECK_EQ(fills_[r.fill_at], r.slot);
+    fills += r.fill_at >= 0;
+  }
+  CHECK_EQ(decodes, num_decodes_);
+  CHECK_EQ(fills, static_cast<int32_t>(fills_.size()));
+  for (size_t m = 0; m < models_.size(); ++m) {
+    Work sum;
+    for (size_t i = m; i < work.size(); i += models_.size()) {
+      CHECK(work[i] == tenant_decode_work_[i]);
+      sum.decode_rows += work[i].decode_rows;
+      sum.decode_context += work[i].decode_context;
+      sum.cross_positions += work[i].cross_positions;
+    }
+    CHECK(sum == decode_work_[m]);
   }
   std::array<int64_t, 2> features{}, expected_features{};  // in use, and of it by who waits
   for (const Job& job : jobs_) {

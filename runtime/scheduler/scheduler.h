@@ -26,6 +26,9 @@
 // last at most D + max(target, dearest unit), and max(target, D + target / 8) on average. A unit is
 // an encode unit, or a prefill chunk of 16 tokens with its pass. Without anybody decoding a unit
 // runs at once. `target_step_us` 0: no budget, first come, first served.
+//
+// Schedule and Commit take time for what begins, ends, fills or runs out of blocks, and none for a
+// decode that goes on: those stay in the plan, and what they cost is kept in sums.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +40,8 @@
 #include "absl/status/statusor.h"
 #include "runtime/kv_cache/block_allocator.h"
 #include "runtime/scheduler/cost_model.h"
+#include "runtime/scheduler/decode_ledger.h"
+#include "runtime/scheduler/growth_wheel.h"
 #include "runtime/scheduler/job.h"
 #include "runtime/scheduler/preemption_order.h"
 #include "runtime/scheduler/waiting_line.h"
@@ -156,23 +161,28 @@ class Scheduler {
     int64_t billed_us = 0;      // of busy_us_, up to which its blocks are in `cost`
     JobCost cost;               // but for the decodes of the present run
   };
-  // What the step loop reads of an admitted job: a cache line, for there may be ten thousand.
+  // What planning reads of an admitted job.
   struct Running {
     JobId id = 0;
-    int64_t context = 0;
+    int64_t context = 0;  // of one that decodes(), at step 0 of the ledger
     int64_t cross_len = 0;
     int64_t covered = 0;    // context that the rows may come to with what is reserved
-    int64_t decode_ns = 0;  // cost of this run's decodes
+    int64_t decode_ps = 0;  // cost of this run's decodes, but for those since it last joined them
+    uint64_t bill = 0;      // the ledger's when it joined
     int32_t slot = 0;
     int32_t amount = 0;
     int32_t tables = 1;
     int32_t reserved = 0;  // KV blocks
+    int32_t plan_at = -1;  // into the plan's items
+    int32_t fill_at = -1;  // into fills_
     int16_t model = 0;
     int16_t tenant = 0;
     int16_t encoder_slot = -1;
     WorkKind kind = WorkKind::kNone;
+
+    // One of the decodes that go on. One that sits a step out is not.
+    bool decodes() const { return kind == WorkKind::kDecode && plan_at >= 0; }
   };
-  static_assert(sizeof(Running) == 64);
   struct Candidate {
     int64_t counter = 0, deadline_us = 0, order = 0;
     int32_t priority = 0, slot = 0;
@@ -190,6 +200,12 @@ class Scheduler {
   static bool IsBehind(const Job& x, const Job& y);
   void SetReserved(Running& r, int32_t blocks);
   void SetKind(Running& r, WorkKind kind);
+  int64_t ContextOf(const Running& r) const {
+    return r.decodes() ? r.context + ledger_.steps() : r.context;
+  }
+  int64_t DecodePs(const Running& r) const;
+  void Join(Running& r);    // the decodes that go on
+  void Depart(Running& r);  // from them, if it is one
   void Bill(Job& job, int32_t blocks);
   void Extend(Running& r, int32_t more);
   void Preempt(int32_t slot, absl::FunctionRef<void(JobId)> preempt);
@@ -197,11 +213,15 @@ class Scheduler {
             absl::FunctionRef<void(JobId)> preempt);
   void Forgo(int32_t slot);
   void GrowDecodes(absl::FunctionRef<void(JobId)> preempt);
-  void Unplan(int32_t running_idx);
+  void Unplan(Running& r);
+  void SetPlanAt(int32_t at);
+  void DropItem(int32_t at);
+  void DropFills();
+  void CommitFill(const PlanItem& item);
   void PlanDecodes(absl::FunctionRef<void(JobId)> preempt);
   void PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt);
   void SumUp();
-  static void AddDecode(Work& work, const Running& r, int64_t times = 1);
+  void AddDecode(const Running& r, int64_t times);
   int64_t DecodeNs() const;
   Work WorkOf(const Running& r, WorkKind kind, int64_t amount) const;
   int64_t Largest(const Running& r, int64_t most, int64_t budget_ns) const;
@@ -229,22 +249,23 @@ class Scheduler {
   std::vector<int32_t> needs_;         // by slot: blocks that its next token takes; 0 between plans
   std::vector<int64_t> tenant_needs_;  // their sums, by tenant
   int64_t all_needs_ = 0;
-  std::vector<int32_t> fills_;  // slots of who encodes or prefills
+  std::vector<int32_t> resting_;  // slots of decodes that sit this step out
+  GrowthWheel growth_;            // optimistic: when decodes come to the end of their blocks
+  std::vector<int32_t> fills_;    // slots of who encodes or prefills
   std::vector<Candidate> candidates_;
   std::vector<int32_t> tokens_left_;     // by model, of this step
   std::vector<int64_t> forward_tokens_;  // by model, of this step
-  struct RowPrices {
-    int64_t row_ps, context_ps, cross_ps;  // row_ps with its share of the pass's fixed cost
-  };
-  std::vector<RowPrices> row_prices_;  // by model, of the step that Commit charges
-  std::vector<Work> decode_work_;      // by model, of this step
-  StepPlan plan_;
-  std::vector<int32_t> plan_idx_;  // by plan item: into running_
-  std::vector<int32_t> plan_at_;   // while it is made, by running_: into its items, or -1
-  int64_t fill_ns_ = 0;            // of its encodes and prefills, without the passes' fixed cost
-  std::vector<int64_t> charges_;   // by tenant, scratch of Commit
-  int64_t plan_us_ = 0;            // when it was made
-  int64_t busy_us_ = 0;            // all steps' duration
+  std::vector<RowPrices> row_prices_;    // by model, of the step that Commit charges
+  DecodeLedger ledger_;
+  std::vector<Work> decode_work_;         // by model, of the decodes that go on
+  std::vector<Work> tenant_decode_work_;  // the same by (tenant, model)
+  StepPlan plan_;                         // the decodes that go on, then, while it is made, fills
+  int32_t num_decodes_ = 0;               // of its items
+  StepPlan shuffled_;                     // chaos: what is shown of it
+  int64_t fill_ns_ = 0;           // of its encodes and prefills, without the passes' fixed cost
+  std::vector<int64_t> charges_;  // by tenant, scratch of Commit
+  int64_t plan_us_ = 0;           // when it was made
+  int64_t busy_us_ = 0;           // all steps' duration
 
   int64_t next_id_ = 1;
   int64_t next_order_ = 0;

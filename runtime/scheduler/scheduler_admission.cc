@@ -104,8 +104,9 @@ void Scheduler::Remove(JobId id) {
 
 void Scheduler::Stop(Job& job) {
   Running& r = running_[job.running_idx];
+  SetKind(r, WorkKind::kNone);
   if (preemption_order_.Contains(r.slot)) preemption_order_.Erase(r.slot);
-  job.cost.decode_ns += r.decode_ns;
+  job.cost.decode_ns += r.decode_ps / 1000;
   Bill(job, r.reserved);
   blocks_.Unreserve(r.reserved);
   tenant_blocks_[r.tenant] -= r.reserved;
@@ -213,7 +214,7 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
   Job& job = Of(id);
   CHECK_GE(job.running_idx, 0);
   Running& r = running_[job.running_idx];
-  if (JobWork{r.kind, r.amount, r.context, r.tables} == work) return;
+  if (JobWork{r.kind, r.amount, ContextOf(r), r.tables} == work) return;
   CHECK(work.kind == WorkKind::kNone || work.amount > 0) << work.amount;
   CHECK(work.kind != WorkKind::kDecode || work.amount <= job.spec.rows) << work.amount;
   CHECK_LE(work.context, job.spec.max_context);
@@ -222,11 +223,13 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
     free_encoder_slots_.push_back(std::exchange(r.encoder_slot, -1));  // no longer half way
   }
   if (r.kind == WorkKind::kDecode) job.served_us = std::max(job.served_us, plan_us_);
+  Depart(r);
   SetKind(r, work.kind);
   r.amount = work.amount;
   r.context = work.context;
   r.tables = work.tables;
   SetReserved(r, r.reserved);
+  if (r.kind == WorkKind::kDecode) Join(r);
   if (listener_) listener_->OnWork(id, work);
 }
 
@@ -235,6 +238,9 @@ void Scheduler::SetReserved(Running& r, int32_t blocks) {
   const int64_t rows = std::max(r.tables, r.kind == WorkKind::kDecode ? r.amount : 1);
   const int64_t each = (blocks - jobs_[r.slot].spec.fixed_blocks) / rows;
   r.covered = each * models_[r.model].block_size;
+  if (options_.optimistic && r.decodes()) {
+    growth_.Put(r.slot, std::max(ledger_.steps(), r.covered - r.context));
+  }
 }
 
 void Scheduler::SetKind(Running& r, WorkKind kind) {
@@ -242,7 +248,19 @@ void Scheduler::SetKind(Running& r, WorkKind kind) {
     preemption_order_.SetEarly(r.slot,
                                kind == WorkKind::kNone && jobs_[r.slot].preemptions < kMostEarly);
   }
+  if (kind != r.kind) Unplan(r);
   r.kind = kind;
+  const bool fills = kind == WorkKind::kEncode || kind == WorkKind::kPrefill;
+  if (fills && r.fill_at < 0) {
+    r.fill_at = static_cast<int32_t>(fills_.size());
+    fills_.push_back(r.slot);
+  } else if (!fills && r.fill_at >= 0) {
+    const int32_t last = fills_.back();
+    fills_[r.fill_at] = last;
+    running_[jobs_[last].running_idx].fill_at = r.fill_at;
+    r.fill_at = -1;
+    fills_.pop_back();
+  }
 }
 
 }  // namespace sensorium

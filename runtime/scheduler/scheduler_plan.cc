@@ -26,13 +26,92 @@ Work Scheduler::WorkOf(const Running& r, WorkKind kind, int64_t amount) const {
   return {};
 }
 
-// Adds a decode to the sum over a model's, or takes it out.
-void Scheduler::AddDecode(Work& work, const Running& r, int64_t times) {
-  const int64_t rows = times * r.amount;
-  work.decode_rows += rows;
-  work.decode_context += rows * (r.context + 1);
-  work.cross_positions += rows * r.cross_len;
+// ---- The decodes that go on ----
+
+// Of this run, up to now.
+int64_t Scheduler::DecodePs(const Running& r) const {
+  if (!r.decodes()) return r.decode_ps;
+  const uint64_t bill = ledger_.Bill(r.model, r.amount, r.context, r.cross_len);
+  return r.decode_ps + static_cast<int64_t>(bill - r.bill);
 }
+
+// Adds a decode to the sums over its model's, or takes it out. REQUIRES: decodes()
+void Scheduler::AddDecode(const Running& r, int64_t times) {
+  const int64_t rows = times * r.amount;
+  for (Work* work :
+       {&decode_work_[r.model], &tenant_decode_work_[r.tenant * models_.size() + r.model]}) {
+    work->decode_rows += rows;
+    work->decode_context += rows * (ContextOf(r) + 1);
+    work->cross_positions += rows * r.cross_len;
+  }
+}
+
+// REQUIRES: it decodes, and is not in the plan
+void Scheduler::Join(Running& r) {
+  plan_.items.push_back({.job = r.id, .kind = WorkKind::kDecode, .amount = r.amount});
+  const auto last = static_cast<int32_t>(plan_.items.size()) - 1;
+  std::swap(plan_.items[num_decodes_], plan_.items[last]);  // of a plan that was not carried out
+  SetPlanAt(last);
+  SetPlanAt(num_decodes_++);
+  r.context -= ledger_.steps();
+  r.bill = ledger_.Bill(r.model, r.amount, r.context, r.cross_len);
+  AddDecode(r, 1);
+  SetReserved(r, r.reserved);
+}
+
+void Scheduler::Depart(Running& r) {
+  if (!r.decodes()) return;
+  r.decode_ps = DecodePs(r);
+  AddDecode(r, -1);
+  growth_.Erase(r.slot);
+  r.context = ContextOf(r);
+  // The last decode takes its place, and the last fill that one's.
+  const int32_t at = std::exchange(r.plan_at, -1);
+  const int32_t last = --num_decodes_;
+  plan_.items[at] = plan_.items[last];
+  if (at != last) SetPlanAt(at);
+  DropItem(last);
+}
+
+// ---- The plan's items ----
+
+// Tells the job of an item where in the plan it is.
+void Scheduler::SetPlanAt(int32_t at) {
+  running_[jobs_[SlotOf(plan_.items[at].job)].running_idx].plan_at = at;
+}
+
+// The last item takes the place of one that nobody has any more.
+void Scheduler::DropItem(int32_t at) {
+  const PlanItem last = plan_.items.back();
+  plan_.items.pop_back();
+  if (at == static_cast<int32_t>(plan_.items.size())) return;
+  plan_.items[at] = last;
+  SetPlanAt(at);
+}
+
+// Takes what an admitted job has in the plan out again.
+void Scheduler::Unplan(Running& r) {
+  if (r.plan_at < 0) return;
+  if (r.decodes()) {
+    forward_tokens_[r.model] -= r.amount;
+    Depart(r);
+    return;
+  }
+  const int32_t at = std::exchange(r.plan_at, -1);
+  const PlanItem& item = plan_.items[at];
+  if (item.kind == WorkKind::kPrefill) forward_tokens_[r.model] -= item.amount;
+  fill_ns_ -= PriceNs(models_[r.model].prices, WorkOf(r, item.kind, item.amount));
+  DropItem(at);
+}
+
+void Scheduler::DropFills() {
+  for (auto at = static_cast<size_t>(num_decodes_); at < plan_.items.size(); ++at) {
+    running_[jobs_[SlotOf(plan_.items[at].job)].running_idx].plan_at = -1;
+  }
+  plan_.items.resize(num_decodes_);
+}
+
+// ---- A step ----
 
 // The most of a job's work, up to `most`, that costs no more than `budget_ns`; 0: not even one.
 int64_t Scheduler::Largest(const Running& r, int64_t most, int64_t budget_ns) const {
@@ -51,23 +130,15 @@ int64_t Scheduler::Largest(const Running& r, int64_t most, int64_t budget_ns) co
 }
 
 void Scheduler::PlanDecodes(absl::FunctionRef<void(JobId)> preempt) {
-  std::fill(decode_work_.begin(), decode_work_.end(), Work{});
-  std::fill(forward_tokens_.begin(), forward_tokens_.end(), 0);
-  grows_.clear();
-  fills_.clear();
-  for (int32_t i = 0; i < running(); ++i) {  // ten thousand of these a step
-    const Running& r = running_[i];
-    plan_at_[i] = -1;
-    if (r.kind == WorkKind::kDecode) {
-      plan_at_[i] = static_cast<int32_t>(plan_.items.size());
-      plan_.items.push_back({.job = r.id, .kind = WorkKind::kDecode, .amount = r.amount});
-      plan_idx_.push_back(i);
-      AddDecode(decode_work_[r.model], r);
-      if (options_.optimistic && r.context >= r.covered) grows_.push_back(r.slot);
-    } else if (r.kind != WorkKind::kNone) {
-      fills_.push_back(r.slot);
-    }
+  for (const int32_t slot : resting_) {
+    const int32_t idx = jobs_[slot].id == 0 ? -1 : jobs_[slot].running_idx;
+    if (idx < 0) continue;  // gone since, or somebody else by now
+    Running& r = running_[idx];
+    if (r.kind == WorkKind::kDecode && !r.decodes()) Join(r);
   }
+  resting_.clear();
+  grows_.clear();
+  if (options_.optimistic) growth_.AppendDue(ledger_.steps(), grows_);
   for (size_t m = 0; m < models_.size(); ++m) forward_tokens_[m] = decode_work_[m].decode_rows;
   if (!grows_.empty()) GrowDecodes(preempt);
   for (size_t m = 0; m < models_.size(); ++m) {
@@ -82,7 +153,7 @@ void Scheduler::SumUp() {
   plan_.predicted_ns = fill_ns_;
   for (size_t m = 0; m < models_.size(); ++m) {
     const Prices& prices = models_[m].prices;
-    Work& work = decode_work_[m];
+    Work work = decode_work_[m];
     work.forwards = work.decode_rows > 0;
     plan_.decode_ns += PriceNs(prices, work);
     const bool fills_only = work.decode_rows == 0 && forward_tokens_[m] > 0;
@@ -134,10 +205,25 @@ void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt)
     const Running r = running_[idx];
     const Prices& prices = models_[r.model].prices;
     const bool prefill = r.kind == WorkKind::kPrefill;
-    if (!prefill && r.encoder_slot < 0 && free_encoder_slots_.empty()) continue;
+    // Where one finds no room all its like find none: they are passed over at once, not one by one.
+    const auto pass_over = [&](auto like) {
+      std::erase_if(candidates_, [&](const Candidate& c) {
+        const int32_t at = jobs_[c.slot].running_idx;
+        return at < 0 || like(running_[at]);
+      });
+      std::make_heap(candidates_.begin(), candidates_.end(), later);
+    };
+    if (!prefill && r.encoder_slot < 0 && free_encoder_slots_.empty()) {
+      pass_over([](const Running& x) { return x.kind == WorkKind::kEncode && x.encoder_slot < 0; });
+      continue;
+    }
     int64_t most =
         std::min(r.amount, prefill ? tokens_left_[r.model] : models_[r.model].max_encode_units);
-    if (most == 0) continue;
+    if (most == 0) {
+      pass_over(
+          [&](const Running& x) { return x.kind == WorkKind::kPrefill && x.model == r.model; });
+      continue;
+    }
     const int64_t fixed = prefill && forward_tokens_[r.model] == 0 ? prices.forward_ps / 1000 : 0;
     int64_t amount = unlimited ? most : Largest(r, most, budget - fixed);
     const int64_t least = prefill ? std::min(most, kSmallestChunk) : 1;
@@ -173,9 +259,8 @@ void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt)
     const int64_t price = PriceNs(prices, WorkOf(r, r.kind, amount));
     budget -= fixed + price;
     fill_ns_ += price;
-    plan_at_[jobs_[slot].running_idx] = static_cast<int32_t>(plan_.items.size());
+    now.plan_at = static_cast<int32_t>(plan_.items.size());
     plan_.items.push_back(item);
-    plan_idx_.push_back(jobs_[slot].running_idx);
     filled = true;
   }
   saved_ns_ = saved;
@@ -183,68 +268,77 @@ void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt)
 }
 
 const StepPlan& Scheduler::Schedule(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
-  plan_.items.clear();
-  plan_idx_.clear();
+  DropFills();  // of a plan that was not carried out
   fill_ns_ = 0;
   plan_us_ = now_us;
   PlanDecodes(preempt);
   PlanFill(now_us, preempt);
   SumUp();
+  const StepPlan* shown = &plan_;
   if (options_.chaos_seed) {
-    for (size_t i = plan_.items.size(); i > 1; --i) {
-      const size_t j = Random() % i;
-      std::swap(plan_.items[i - 1], plan_.items[j]);
-      std::swap(plan_idx_[i - 1], plan_idx_[j]);
-    }
+    shuffled_ = plan_;
+    std::vector<PlanItem>& items = shuffled_.items;
+    for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[Random() % i]);
+    shown = &shuffled_;
   }
-  if (listener_) listener_->OnPlan(plan_, now_us);
-  return plan_;
+  if (listener_) listener_->OnPlan(*shown, now_us);
+  return *shown;
 }
 
 void Scheduler::Commit(int64_t elapsed_us) {
   std::fill(charges_.begin(), charges_.end(), 0);
-  for (size_t m = 0; m < models_.size(); ++m) {
+  const size_t num_models = models_.size();
+  for (size_t m = 0; m < num_models; ++m) {
     const Prices& p = models_[m].prices;
     const int64_t share_ps = p.forward_ps / std::max<int64_t>(forward_tokens_[m], 1);
     row_prices_[m] = {p.decode_row_ps + share_ps, p.decode_context_ps, p.cross_position_ps};
   }
-  for (size_t i = 0; i < plan_.items.size(); ++i) {
-    const PlanItem& item = plan_.items[i];
-    Running& r = running_[plan_idx_[i]];
-    const RowPrices& p = row_prices_[r.model];
-    int64_t cost;
-    if (item.kind == WorkKind::kDecode) {  // ten thousand of these a step
-      ++r.context;
-      cost = item.amount * (p.row_ps + r.context * p.context_ps + r.cross_len * p.cross_ps) / 1000;
-      r.decode_ns += cost;
-    } else {
-      Job& job = jobs_[r.slot];
-      const Prices& prices = models_[r.model].prices;
-      cost = PriceNs(prices, WorkOf(r, item.kind, item.amount));
-      r.amount -= item.amount;
-      if (item.kind == WorkKind::kEncode) {
-        job.cost.encode_ns += cost;
-        if (r.amount == 0) free_encoder_slots_.push_back(std::exchange(r.encoder_slot, -1));
-      } else {
-        cost += (p.row_ps - prices.decode_row_ps) * item.amount / 1000;
-        job.cost.prefill_ns += cost;
-        r.context += item.amount;
-      }
-      if (r.amount == 0) SetKind(r, WorkKind::kNone);  // what comes next, SetWork tells
-      job.served_us = plan_us_;
-      const int64_t done = std::min(cost, job.fill_left_ns);
-      job.fill_left_ns -= done;
-      backlog_ns_ -= done;
-    }
-    charges_[r.tenant] += cost;
+  for (auto at = static_cast<size_t>(num_decodes_); at < plan_.items.size(); ++at) {
+    CommitFill(plan_.items[at]);
   }
+  DropFills();
+  for (size_t i = 0; i < tenant_decode_work_.size(); ++i) {
+    Work& work = tenant_decode_work_[i];
+    if (work.decode_rows == 0) continue;
+    const RowPrices& p = row_prices_[i % num_models];
+    charges_[i / num_models] += (work.decode_rows * p.row_ps + work.decode_context * p.context_ps +
+                                 work.cross_positions * p.cross_ps) /
+                                1000;
+    work.decode_context += work.decode_rows;  // each row grew by a token
+    decode_work_[i % num_models].decode_context += work.decode_rows;
+  }
+  ledger_.Step(row_prices_);
   busy_us_ += elapsed_us;
   for (int32_t t = 0; t < line_.num_tenants(); ++t) {
     if (charges_[t]) line_.Charge(t, charges_[t]);
   }
-  plan_.items.clear();
-  plan_idx_.clear();
   if (listener_) listener_->OnCommit(elapsed_us);
+}
+
+// Charges an encode or a prefill and counts it as done.
+void Scheduler::CommitFill(const PlanItem& item) {
+  Job& job = Of(item.job);
+  Running& r = running_[job.running_idx];
+  const Prices& prices = models_[r.model].prices;
+  int64_t cost = PriceNs(prices, WorkOf(r, item.kind, item.amount));
+  r.amount -= item.amount;
+  if (item.kind == WorkKind::kEncode) {
+    job.cost.encode_ns += cost;
+    if (r.amount == 0) free_encoder_slots_.push_back(std::exchange(r.encoder_slot, -1));
+  } else {
+    cost += (row_prices_[r.model].row_ps - prices.decode_row_ps) * item.amount / 1000;
+    job.cost.prefill_ns += cost;
+    r.context += item.amount;
+  }
+  job.served_us = plan_us_;
+  const int64_t done = std::min(cost, job.fill_left_ns);
+  job.fill_left_ns -= done;
+  backlog_ns_ -= done;
+  charges_[r.tenant] += cost;
+  if (r.amount == 0) {  // what comes next, SetWork tells
+    r.plan_at = -1;
+    SetKind(r, WorkKind::kNone);
+  }
 }
 
 }  // namespace sensorium

@@ -18,18 +18,13 @@ void Scheduler::Preempt(int32_t slot, absl::FunctionRef<void(JobId)> preempt) {
   Job& job = jobs_[slot];
   const JobSpec& spec = job.spec;
   preempt(job.id);
-  const Running& r = running_[job.running_idx];
+  Running& r = running_[job.running_idx];
   const int32_t worst = BlocksAt(spec, spec.rows, spec.max_context);
-  const int32_t expected = BlocksAt(spec, spec.rows, r.context + models_[r.model].block_size);
+  const int32_t expected = BlocksAt(spec, spec.rows, ContextOf(r) + models_[r.model].block_size);
   job.reserve = ++job.preemptions < kMostEarly
                     ? std::min(worst, std::max({job.reserve, expected, r.reserved + 1}))
                     : worst;
-  const int32_t idx = job.running_idx;
-  Unplan(idx);
   Stop(job);
-  if (idx < running() && (plan_at_[idx] = plan_at_[running()]) >= 0) {
-    plan_idx_[plan_at_[idx]] = idx;  // the last one took its place
-  }
   Forgo(slot);
   features_waiting_[spec.model] += spec.feature_slots;
   line_.Push(slot, {.tenant = spec.tenant,
@@ -68,25 +63,6 @@ void Scheduler::Forgo(int32_t slot) {
   all_needs_ -= std::exchange(needs_[slot], 0);
 }
 
-// Takes what an admitted job has in the plan out again.
-void Scheduler::Unplan(int32_t running_idx) {
-  const int32_t at = std::exchange(plan_at_[running_idx], -1);
-  if (at < 0) return;
-  const Running& r = running_[running_idx];
-  const PlanItem& item = plan_.items[at];
-  if (item.kind != WorkKind::kEncode) forward_tokens_[r.model] -= item.amount;
-  if (item.kind == WorkKind::kDecode) {
-    AddDecode(decode_work_[r.model], r, -1);
-  } else {
-    fill_ns_ -= PriceNs(models_[r.model].prices, WorkOf(r, item.kind, item.amount));
-  }
-  plan_.items[at] = plan_.items.back();
-  plan_idx_[at] = plan_idx_.back();
-  plan_.items.pop_back();
-  plan_idx_.pop_back();
-  if (at < static_cast<int32_t>(plan_idx_.size())) plan_at_[plan_idx_[at]] = at;
-}
-
 // The decodes in grows_ get their next blocks together. Who is furthest behind goes, one after the
 // other, until those that are left have room; where the last one's own need is all that is lacking,
 // it stays, and sits this step out. That is as if each had grown in its turn, the foremost first,
@@ -95,13 +71,14 @@ void Scheduler::GrowDecodes(absl::FunctionRef<void(JobId)> preempt) {
   for (const int32_t slot : grows_) {
     const Running& r = running_[jobs_[slot].running_idx];
     needs_[slot] =
-        BlocksAt(jobs_[slot].spec, std::max(r.amount, r.tables), r.context + 1) - r.reserved;
+        BlocksAt(jobs_[slot].spec, std::max(r.amount, r.tables), ContextOf(r) + 1) - r.reserved;
     tenant_needs_[r.tenant] += needs_[slot];
     all_needs_ += needs_[slot];
   }
   const auto give_way = [&](int32_t last, int64_t lacking) {
     if (needs_[last] >= lacking) {
-      Unplan(jobs_[last].running_idx);
+      Unplan(running_[jobs_[last].running_idx]);
+      resting_.push_back(last);
       Forgo(last);
     } else {
       Preempt(last, preempt);
