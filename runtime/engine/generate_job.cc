@@ -191,7 +191,8 @@ JobWork GenerateJob::Pending() const {
     ++live;
     context = answer.computed;
   }
-  if (live == 0 || !stream_->HasRoom()) return {.context = context, .tables = tables};
+  if (live == 0) return {.context = context, .tables = tables};
+  if (!stream_->HasRoom()) return {WorkKind::kParked, 0, context, tables};
   return {WorkKind::kDecode, live, context, tables};
 }
 

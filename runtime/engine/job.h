@@ -110,7 +110,7 @@ class Job {
   virtual void Preempt() = 0;
   // Before each step: takes in what other threads have done for it. true: it has ended by that.
   virtual bool Poll() { return false; }
-  // What it needs next; kNone: parked, or ended.
+  // What it needs next; kNone when it has ended.
   virtual JobWork Pending() const = 0;
   // `state`: the encoder slot, which keeps its content from one call to the next.
   virtual void RunEncode(int32_t units, TensorView state, Workspace& workspace) = 0;

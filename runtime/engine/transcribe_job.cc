@@ -181,7 +181,7 @@ JobWork TranscribeJob::Pending() const {
   if (stages_left_ > 0) {
     // A window's segments are sent at its end: room for them is asked for at its beginning.
     if (stages_left_ == model_.UnitsPerWindow() && !queue_->HasRoom()) {
-      return {.context = computed_, .tables = tables};
+      return {WorkKind::kParked, 0, computed_, tables};
     }
     return {WorkKind::kEncode, stages_left_, computed_, tables};
   }

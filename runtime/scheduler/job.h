@@ -1,10 +1,18 @@
 // What the scheduler knows of a request: sizes, limits and where it stands. Integers only.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 
 namespace sensorium {
+
+// How many of `places` one tenant may take without a limit of its own, so that none shuts the
+// others out: half once another is known; before that all but one, in which a stranger is seen to
+// be there.
+constexpr int32_t FairPart(int32_t places, int32_t known_tenants) {
+  return known_tenants > 1 ? (places + 1) / 2 : std::max(places - 1, std::min(places, 1));
+}
 
 // Names a job while the scheduler has it; never used twice. 0 names none.
 using JobId = int64_t;
@@ -12,11 +20,15 @@ using JobId = int64_t;
 inline constexpr int64_t kNever = std::numeric_limits<int64_t>::max();
 
 enum class WorkKind : uint8_t {
-  kNone,     // parked: a full reader, or between two phases
+  kNone,     // between two phases, or it waits for what another job computes
   kEncode,   // amount: units left (ViT crops, stages of an audio encoder); may be cut
   kPrefill,  // amount: tokens left; may be cut
   kDecode,   // amount: rows, one token each; all or none
+  kParked,   // waits for its reader, and nothing says how long
 };
+constexpr bool IsWork(WorkKind kind) {
+  return kind != WorkKind::kNone && kind != WorkKind::kParked;
+}
 
 struct JobSpec {
   int32_t model = 0;

@@ -275,7 +275,7 @@ class Replayer {
     const Job& job = jobs_[event.job];
     const JobWork& work = event.work;
     const auto wrong = [&](const char* what) { return reader_.At(event.line, what); };
-    if (work.kind != WorkKind::kNone && work.amount < 1) return wrong("work of no amount");
+    if (IsWork(work.kind) && work.amount < 1) return wrong("work of no amount");
     if (work.kind == WorkKind::kDecode && work.amount > job.spec.rows) {
       return wrong("the job decodes more rows than it has");
     }

@@ -127,9 +127,8 @@ class Scheduler {
   const Prices& prices(int32_t model) const { return models_[model].prices; }
   JobCost cost(JobId id) const;  // REQUIRES: it was not removed
 
-  // The most jobs of a tenant that may be in line: its own limit. Without one, half of the line,
-  // so that no tenant shuts the others out; the whole line while no other tenant is known, that is
-  // configured or ever seen.
+  // The most jobs of a tenant that may be in line: its own limit, else FairPart of the line. A
+  // tenant is known when it is configured or was ever seen.
   int32_t MostWaiting(int32_t tenant) const;
   int32_t waiting() const { return line_.size(); }
   int32_t waiting(int32_t tenant) const { return line_.size_of(tenant); }

@@ -17,8 +17,7 @@ void Scheduler::Know(int32_t tenant) {
 
 int32_t Scheduler::MostWaiting(int32_t tenant) const {
   const int32_t own = line_.options(tenant).max_waiting;
-  if (own > 0) return own;
-  return known_tenants_ > 1 ? (options_.max_waiting + 1) / 2 : options_.max_waiting;
+  return own > 0 ? own : FairPart(options_.max_waiting, known_tenants_);
 }
 
 absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us,
@@ -169,10 +168,8 @@ void Scheduler::Start(int32_t slot, int64_t now_us) {
                       .tenant = static_cast<int16_t>(job.spec.tenant)});
   SetReserved(running_.back(), job.reserve);
   if (options_.optimistic && job.reserve > 0) {
-    preemption_order_.Insert(slot, {.tenant = job.spec.tenant,
-                                    .early = job.preemptions < kMostEarly,  // parked so far
-                                    .priority = job.spec.priority,
-                                    .order = job.order});
+    preemption_order_.Insert(
+        slot, {.tenant = job.spec.tenant, .priority = job.spec.priority, .order = job.order});
   }
   tenant_blocks_[job.spec.tenant] += job.reserve;
   ++tenant_running_[job.spec.tenant];
@@ -215,11 +212,11 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
   CHECK_GE(job.running_idx, 0);
   Running& r = running_[job.running_idx];
   if (JobWork{r.kind, r.amount, ContextOf(r), r.tables} == work) return;
-  CHECK(work.kind == WorkKind::kNone || work.amount > 0) << work.amount;
+  CHECK(!IsWork(work.kind) || work.amount > 0) << work.amount;
   CHECK(work.kind != WorkKind::kDecode || work.amount <= job.spec.rows) << work.amount;
   CHECK_LE(work.context, job.spec.max_context);
   CHECK_LE(work.tables, job.spec.rows);
-  if (r.encoder_slot >= 0 && work.kind != WorkKind::kEncode && work.kind != WorkKind::kNone) {
+  if (r.encoder_slot >= 0 && work.kind != WorkKind::kEncode && IsWork(work.kind)) {
     free_encoder_slots_.push_back(std::exchange(r.encoder_slot, -1));  // no longer half way
   }
   if (r.kind == WorkKind::kDecode) job.served_us = std::max(job.served_us, plan_us_);
@@ -246,7 +243,7 @@ void Scheduler::SetReserved(Running& r, int32_t blocks) {
 void Scheduler::SetKind(Running& r, WorkKind kind) {
   if (preemption_order_.Contains(r.slot)) {
     preemption_order_.SetEarly(r.slot,
-                               kind == WorkKind::kNone && jobs_[r.slot].preemptions < kMostEarly);
+                               kind == WorkKind::kParked && jobs_[r.slot].preemptions < kMostEarly);
   }
   if (kind != r.kind) Unplan(r);
   r.kind = kind;

@@ -21,6 +21,7 @@ Work Scheduler::WorkOf(const Running& r, WorkKind kind, int64_t amount) const {
               .decode_context = amount * (r.context + 1),
               .cross_positions = amount * r.cross_len};
     case WorkKind::kNone:
+    case WorkKind::kParked:
       break;
   }
   return {};

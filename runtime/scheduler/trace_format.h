@@ -15,13 +15,13 @@
 
 namespace sensorium {
 
-inline constexpr int64_t kTraceVersion = 2;
+inline constexpr int64_t kTraceVersion = 3;
 
 // By kind.
 inline constexpr std::array<std::string_view, 9> kEventNames = {
     "add", "refuse", "remove", "admit", "preempt", "work", "prices", "plan", "commit"};
-inline constexpr std::array<std::string_view, 4> kWorkKindNames = {"none", "encode", "prefill",
-                                                                   "decode"};
+inline constexpr std::array<std::string_view, 5> kWorkKindNames = {"none", "encode", "prefill",
+                                                                   "decode", "parked"};
 
 // Ranges of what is read: beyond anything a device does, and small enough that sums of them stay
 // within 64 bits (replay.cc bounds the products).

@@ -41,7 +41,7 @@ int32_t FakeEngine::MostWaiting(int32_t tenant) {
   int32_t known = 0;
   for (size_t t = 0; t < came_.size(); ++t) known += came_[t] || options_.tenants[t].known;
   const int32_t own = options_.tenants[tenant].max_waiting, line = options_.max_waiting;
-  return own > 0 ? own : known == 1 ? line : line / 2 + line % 2;
+  return own > 0 ? own : known == 1 ? line - (line > 1) : line / 2 + line % 2;
 }
 
 absl::StatusOr<JobId> FakeEngine::Submit(const FakeRequest& request) {
@@ -141,7 +141,7 @@ void FakeEngine::StartRound(Job& job) {
 
 void FakeEngine::Tell(Job& job) {
   JobWork work = job.work;
-  if (job.parked) work.kind = WorkKind::kNone;
+  if (job.parked) work.kind = WorkKind::kParked;
   scheduler_.SetWork(job.id, work);
 }
 
@@ -329,6 +329,7 @@ void FakeEngine::Perform(const PlanItem& item) {
   const FakeRequest& request = job.request;
   switch (item.kind) {
     case WorkKind::kNone:
+    case WorkKind::kParked:
       CHECK(false);
       break;
     case WorkKind::kEncode:

@@ -106,9 +106,9 @@ TEST(SchedulerTest, RefusesWhatATenantMayNeverHaveWithBothNumbers) {
 }
 
 TEST(SchedulerTest, RefusesWhenTheLineIsFullWithBothNumbers) {
-  House house({.max_waiting = 2});
+  House house({.tenants = {{}, {}}, .max_waiting = 2});
   house.Add({});
-  house.Add({});
+  house.Add({.tenant = 1});
   EXPECT_THAT(house.Refusal({}), HasSubstr("2 requests wait; the limit is 2"));
   house.scheduler.Admit(0);
   house.Add({});
@@ -121,19 +121,27 @@ TEST(SchedulerTest, RefusesWhenATenantsLineIsFullWithBothNumbers) {
   house.Add({.tenant = 1});
 }
 
-TEST(SchedulerTest, ATenantAloneMayHaveTheWholeLine) {
+TEST(SchedulerTest, ATenantAloneLeavesOnePlaceInLineForAStranger) {
   House house({.tenants = {{}, {}, {}}, .max_waiting = 6});
-  for (int i = 0; i < 6; ++i) house.Add({.tenant = 1});
-  EXPECT_THAT(house.Refusal({.tenant = 1}), HasSubstr("6 requests wait; the limit is 6"));
+  for (int i = 0; i < 5; ++i) house.Add({.tenant = 1});
+  EXPECT_THAT(house.Refusal({.tenant = 1}),
+              HasSubstr("5 requests of this tenant wait; its limit is 5"));
+  house.Add({.tenant = 2});
+  EXPECT_THAT(house.Refusal({.tenant = 2}), HasSubstr("6 requests wait; the limit is 6"));
+}
+
+TEST(SchedulerTest, ALineOfOnePlaceIsEverybodys) {
+  House house({.tenants = {{}, {}}, .max_waiting = 1});
+  house.Add({});
+  EXPECT_THAT(house.Refusal({}), HasSubstr("1 requests wait; the limit is 1"));
 }
 
 TEST(SchedulerTest, NoTenantHasMoreThanHalfTheLineOnceAnotherIsKnown) {
   House house({.tenants = {{}, {}, {}}, .max_batch_seqs = 1, .max_waiting = 6});
   std::vector<JobId> flood;
-  for (int i = 0; i < 6; ++i) flood.push_back(house.Add({}));
-  // Who comes when the line is full is refused like everybody; but it is known from now on.
-  EXPECT_THAT(house.Refusal({.tenant = 1}), HasSubstr("6 requests wait; the limit is 6"));
-  for (int left = 5; left >= 3; --left) {
+  for (int i = 0; i < 5; ++i) flood.push_back(house.Add({}));
+  house.Add({.tenant = 1});  // the place that was kept for it; it is known from now on
+  for (int left = 4; left >= 3; --left) {
     house.scheduler.Remove(flood[left]);
     EXPECT_THAT(house.Refusal({}), HasSubstr(" requests of this tenant wait; its limit is 3"));
     house.Add({.tenant = 1});

@@ -7,8 +7,10 @@
 namespace sensorium {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::IsEmpty;
+using ::testing::Not;
 
 TEST(SchedulerTest, OptimisticAdmissionSetsAsideWhatIsExpected) {
   House house(Optimistic(16), 10);
@@ -70,7 +72,7 @@ TEST(SchedulerTest, APreemptedJobWaitsInItsOldPlaceAndIsAdmittedAgain) {
 // A reader that stopped reading, and one younger request after the other that needs its memory.
 TEST(SchedulerTest, AParkedJobGoesOutOfTurnTwiceAndThenOnlyInItsTurn) {
   House house(Optimistic(1), 8);
-  const JobWork parked{.context = 3};
+  const JobWork parked{.kind = WorkKind::kParked, .context = 3};
   const JobId reader = house.Admitted({.max_context = 6, .expected_context = 3}, parked);
   const int32_t reserved[] = {3, 4, 6};  // after so many preemptions; 6 is its worst case
   int32_t preempted = 0;
@@ -98,6 +100,26 @@ TEST(SchedulerTest, AParkedJobGoesOutOfTurnTwiceAndThenOnlyInItsTurn) {
   EXPECT_THAT(house.preempted, ElementsAre(reader));
 }
 
+// What it waits for comes with the next steps; a reader may never come.
+TEST(SchedulerTest, WhoWaitsForAnotherJobKeepsItsTurnAndWhoWaitsForItsReaderDoesNot) {
+  for (const WorkKind waits : {WorkKind::kNone, WorkKind::kParked}) {
+    House house(Optimistic(1), 6);
+    const JobId old =
+        house.Admitted({.max_context = 6, .expected_context = 3}, {.kind = waits, .context = 3});
+    const JobId young = house.Admitted({.priority = -1, .max_context = 6, .expected_context = 3},
+                                       {.kind = WorkKind::kDecode, .amount = 1, .context = 2});
+    house.Step();
+    const std::vector<PlanItem> plan = house.Step();
+    if (waits == WorkKind::kNone) {  // the young one is its own victim: it sits out or goes
+      EXPECT_THAT(plan, IsEmpty());
+      EXPECT_THAT(house.preempted, Not(Contains(old)));
+    } else {
+      EXPECT_THAT(plan, ElementsAre(Decode(young)));
+      EXPECT_THAT(house.preempted, ElementsAre(old));
+    }
+  }
+}
+
 // Nothing of what was taken from it helps to admit it again.
 TEST(SchedulerTest, APreemptedJobWaitsUntilAnotherGivesSomethingBack) {
   House house(Optimistic(1), 9);
@@ -107,7 +129,7 @@ TEST(SchedulerTest, APreemptedJobWaitsUntilAnotherGivesSomethingBack) {
   for (int step = 0; step < 3; ++step) house.Step();
   house.scheduler.SetWork(other, {});
   house.scheduler.SetWork(old, {.kind = WorkKind::kDecode, .amount = 1, .context = 3});
-  house.scheduler.SetWork(young, {.context = 3});
+  house.scheduler.SetWork(young, {.kind = WorkKind::kParked, .context = 3});
   EXPECT_THAT(house.Step(), ElementsAre(Decode(old)));
   EXPECT_THAT(house.preempted, ElementsAre(young));  // parked too, and younger than the other
   EXPECT_THAT(house.scheduler.Admit(house.now_us), IsEmpty());
