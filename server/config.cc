@@ -173,9 +173,11 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   engine.Number("max_encode_units", &e.max_encode_units, 1, 1 << 16);
   engine.Number("max_waiting", &e.max_waiting, 0, 1 << 20);
   double target_step_ms = static_cast<double>(e.target_step_us) / 1000,
-         starvation_seconds = static_cast<double>(e.starvation_us) / 1e6;
+         starvation_seconds = static_cast<double>(e.starvation_us) / 1e6,
+         reader_seconds = static_cast<double>(e.reader_timeout.count()) / 1e3;
   engine.Number("target_step_ms", &target_step_ms, 0, 60000);
   engine.Number("starvation_seconds", &starvation_seconds, 0.001, 86400);
+  engine.Number("reader_seconds", &reader_seconds, 0, 86400);
   engine.Other("admission", [&](const YAML::Node& node) {
     const std::string kind = node.IsScalar() ? node.Scalar() : "";
     e.optimistic_admission = kind == "optimistic";
@@ -218,6 +220,7 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   RETURN_IF_ERROR(top.Read(root));
   e.target_step_us = std::llround(target_step_ms * 1000);
   e.starvation_us = std::llround(starvation_seconds * 1e6);
+  e.reader_timeout = std::chrono::milliseconds(std::llround(reader_seconds * 1e3));
   if (static_cast<int32_t>(e.tenants.size()) >= e.max_tenants) {
     return absl::InvalidArgumentError(absl::StrCat(file, ": tenants lists ", e.tenants.size(),
                                                    "; engine.max_tenants is ", e.max_tenants,

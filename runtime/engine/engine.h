@@ -3,6 +3,7 @@
 // tokenised on a few preparation threads before a request reaches it.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -59,6 +60,9 @@ struct EngineConfig {
   int32_t max_tokens_limit = 4096;
   int32_t preparation_threads = 2;
   size_t event_queue_limit = 64;     // events a slow reader may lag before its sequence parks
+  // A parked sequence keeps its row and its blocks: whose reader takes nothing for so long ends with
+  // DEADLINE_EXCEEDED. 0: never.
+  std::chrono::milliseconds reader_timeout{60'000};
   size_t max_media_bytes = size_t{1} << 30;  // media of all requests together, files and decoded
   double decode_seconds = 60;  // of CPU time to decode one picture or recording
   ImageLimits image_limits;

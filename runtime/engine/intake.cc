@@ -90,7 +90,7 @@ bool Intake::WaitUntilEmpty(std::optional<Deadline> deadline) {
 }
 
 absl::StatusOr<TicketPtr> Intake::Enter(const std::string& tenant) {
-  std::lock_guard lock(mu_);
+  std::unique_lock lock(mu_);
   if (loop_.broken()) return absl::UnavailableError("the device failed; the server is ending");
   if (!accepting_) return absl::UnavailableError("the server is draining");
   const int32_t limit = config_.max_waiting + config_.max_batch_seqs;
@@ -98,9 +98,18 @@ absl::StatusOr<TicketPtr> Intake::Enter(const std::string& tenant) {
     return absl::ResourceExhaustedError(
         absl::StrCat(accepted_, " requests run or wait; the limit is ", limit));
   }
-  auto ticket = std::make_shared<Ticket>(*this, tenants_.Enter(tenant));
+  const TenantDirectory::Entered entered = tenants_.Enter(tenant);
   ++accepted_;
-  return ticket;
+  auto ticket = std::make_shared<Ticket>(*this, entered.index);
+  // As in the scheduler's line, but from the first byte on: uploads, too, can flood.
+  const auto index = static_cast<size_t>(entered.index);
+  const int32_t own = index < config_.tenants.size() ? config_.tenants[index].max_waiting : 0;
+  const int32_t part =
+      config_.max_batch_seqs + (own > 0 ? own : FairPart(config_.max_waiting, entered.known));
+  if (entered.requests <= part) return ticket;
+  lock.unlock();  // the ticket goes
+  return absl::ResourceExhaustedError(absl::StrCat(
+      entered.requests - 1, " requests of this tenant run or wait; the limit is ", part));
 }
 
 void Intake::Leave(int32_t tenant) {

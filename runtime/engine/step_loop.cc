@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "runtime/base/check.h"
 #include "runtime/base/no_allocation.h"
 #include "runtime/base/status_macros.h"
@@ -200,8 +201,8 @@ void StepLoop::Run() {
     // Parked jobs have deadlines too.
     std::optional<Deadline> earliest;
     for (const auto& [id, running] : jobs_) {
-      const auto& deadline = running.job->deadline();
-      if (deadline && (!earliest || *deadline < *earliest)) earliest = *deadline;
+      const std::optional<Deadline> last = LastMoment(running);
+      if (last && (!earliest || *last < *earliest)) earliest = *last;
     }
     waker_->Wait(earliest);
   }
@@ -257,6 +258,10 @@ void StepLoop::EndCancelled() {
       job.End(absl::CancelledError("cancelled by the client"));
     } else if (job.deadline() && *job.deadline() <= now) {
       job.End(absl::DeadlineExceededError("the deadline passed"));
+    } else if (const auto last = LastMoment(running); last && *last <= now) {
+      job.End(absl::DeadlineExceededError(
+          absl::StrCat("the answer was not read for ",
+                       absl::FormatDuration(absl::FromChrono(config_.reader_timeout)))));
     }
   }
   Reap();
@@ -275,13 +280,14 @@ bool StepLoop::Step() {
   for (auto& [id, running] : jobs_) {
     if (!running.admitted) continue;
     running.job->Poll();  // it may have been admitted just now
-    TellWork(id, *running.job);
+    TellWork(id, running);
   }
   bool preempted = false;
   const StepPlan& plan = scheduler_->Schedule(now, [&](JobId id) {
     Running& running = jobs_.at(id);
     running.job->Preempt();
     running.admitted = false;
+    running.parked_since.reset();
     preempted = true;
   });
   if (plan.items.empty()) return preempted || ended;
@@ -308,6 +314,25 @@ bool StepLoop::Step() {
   scheduler_->Commit(NanosSince(start) / 1000);
   for (int32_t m = 0; m < num_models; ++m) Publish(m);
   return true;
+}
+
+void StepLoop::TellWork(JobId id, Running& running) {
+  const JobWork work = running.job->Pending();
+  if (work.kind != WorkKind::kParked) {
+    running.parked_since.reset();
+  } else if (!running.parked_since) {
+    running.parked_since = Clock::now();
+  }
+  scheduler_->SetWork(id, work);
+}
+
+std::optional<Deadline> StepLoop::LastMoment(const Running& running) const {
+  std::optional<Deadline> last = running.job->deadline();
+  if (config_.reader_timeout > std::chrono::milliseconds(0) && running.parked_since) {
+    const Deadline readers = *running.parked_since + config_.reader_timeout;
+    if (!last || readers < *last) last = readers;
+  }
+  return last;
 }
 
 void StepLoop::Encode(const PlanItem& item, Job& job) {

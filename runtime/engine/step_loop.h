@@ -75,6 +75,7 @@ class StepLoop {
     std::unique_ptr<Job> job;
     Ticket ticket;
     bool admitted = false;
+    std::optional<Clock::time_point> parked_since;  // as of the last step
   };
   // One model's part of a step.
   struct ModelStep {
@@ -107,7 +108,9 @@ class StepLoop {
   void Forward(int32_t model);
   void Publish(int32_t model);
   void Observe(int32_t model, const Work& work, int64_t ns);
-  void TellWork(JobId id, Job& job) { scheduler_->SetWork(id, job.Pending()); }
+  void TellWork(JobId id, Running& running);
+  // When a job has to end whatever it does: at its own deadline, or its reader's.
+  std::optional<Deadline> LastMoment(const Running& running) const;
   void Reap();
   void FailAll(const absl::Status& status);
   void PublishStats();

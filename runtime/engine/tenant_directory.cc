@@ -10,16 +10,23 @@ TenantDirectory::TenantDirectory(std::span<const TenantConfig> configured, int32
   places_.resize(max_tenants);
   for (int32_t i = 0; i < num_configured_; ++i) {
     places_[i].name = configured[i].name;
-    places_[i].taken = true;
+    places_[i].taken = places_[i].known = true;
     by_name_.emplace(configured[i].name, i);
   }
+  known_ = num_configured_;
 }
 
-int32_t TenantDirectory::Enter(std::string_view name) {
+TenantDirectory::Entered TenantDirectory::AddTo(int32_t index) {
+  Place& place = places_[index];
+  known_ += !place.known;
+  place.known = true;
+  return {.index = index, .requests = ++place.requests, .known = known_};
+}
+
+TenantDirectory::Entered TenantDirectory::Enter(std::string_view name) {
   std::lock_guard lock(mu_);
   if (const auto known = by_name_.find(name); known != by_name_.end()) {
-    ++places_[known->second].requests;
-    return known->second;
+    return AddTo(known->second);
   }
   int32_t chosen = others();
   for (int32_t i = num_configured_; i < others(); ++i) {
@@ -38,8 +45,7 @@ int32_t TenantDirectory::Enter(std::string_view name) {
     place.taken = true;
     by_name_.emplace(place.name, chosen);
   }
-  ++place.requests;
-  return chosen;
+  return AddTo(chosen);
 }
 
 void TenantDirectory::Leave(int32_t index) {

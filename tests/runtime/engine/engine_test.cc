@@ -107,6 +107,36 @@ TEST_F(EngineTest, AStopStringEndsTheAnswerBeforeItAndIsNeverSent) {
   EXPECT_EQ(a.streamed, a.text);
 }
 
+// Of several answers one may end so and the others go on; what the ended one had is free.
+TEST_F(EngineTest, AStopStringFreesItsAnswersBlocksByTheNextStep) {
+  auto engine = MakeEngine(SmallConfig());
+  GenerateRequest endless = Ask("Point to the red circles.", "shapes.png");
+  const Answer whole = One(Collect(*engine->Generate(endless)));
+  ASSERT_GT(whole.ids.size(), 20u);
+  EngineConfig config = SmallConfig();
+  config.event_queue_limit = 4;  // who is not read stays where it is
+  config.prefix_cache = false;
+  auto fresh = MakeEngine(config);
+  auto parked = fresh->Generate(endless);
+  while (fresh->Stats().requests_running != 1) std::this_thread::yield();
+  GenerateRequest stopped = Ask("How many red circles are there?", "shapes.png");
+  stopped.stop = {"shows a total"};
+  auto queue = fresh->Generate(stopped);
+  EXPECT_EQ(One(Collect(*queue)).reason, FinishReason::kStopString);
+  // Its end was told after the step that made it; one more and nothing of it is left.
+  const int64_t then = fresh->Stats().steps;
+  auto next = fresh->Generate(Ask("hello", "", 4));
+  ASSERT_TRUE(Collect(*next).ok());
+  EXPECT_GT(fresh->Stats().steps, then);
+  while (fresh->Stats().requests_running > 1) std::this_thread::yield();
+  EXPECT_EQ(fresh->Stats().requests_running, 1);
+  const int32_t held = fresh->Stats().blocks_used;
+  EXPECT_TRUE(One(Collect(*parked)) == whole);
+  // What the parked one held alone, at five tokens, is not more than what it holds at its end.
+  EXPECT_LE(held, whole.usage.kv_blocks_peak);
+  ExpectIdle(*fresh);
+}
+
 TEST_F(EngineTest, MaxTokensEndsTheAnswerWithLength) {
   const Answer a = One(Collect(*engine_->Generate(Ask("Describe this image.", "wide.png", 3))));
   EXPECT_EQ(a.reason, FinishReason::kLength);
@@ -190,6 +220,28 @@ TEST_F(EngineTest, ASlowReaderParksAloneAndLosesNothing) {
   EXPECT_GT(engine->Stats().blocks_used, 0) << "the slow one holds its place";
   EXPECT_TRUE(One(Collect(*slow)) == other);
   ExpectIdle(*engine);
+}
+
+TEST_F(EngineTest, AReaderThatTakesNothingForTooLongLosesItsPlace) {
+  EngineConfig config = SmallConfig();
+  config.event_queue_limit = 2;
+  config.max_batch_seqs = 2;
+  config.reader_timeout = std::chrono::milliseconds(50);
+  auto engine = MakeEngine(config);
+  std::vector<std::shared_ptr<GenerateQueue>> unread;
+  for (int i = 0; i < 2; ++i) {
+    unread.push_back(engine->Generate(Ask("How many red circles are there?", "shapes.png")));
+  }
+  while (engine->Stats().requests_running < 2) std::this_thread::yield();
+  // All rows are theirs, and nobody reads: this one is answered in the end all the same.
+  auto reader = engine->Generate(Ask("How many red circles are there?", "shapes.png"));
+  EXPECT_EQ(One(Collect(*reader)).reason, FinishReason::kStop);
+  ExpectIdle(*engine);
+  for (auto& queue : unread) {
+    const auto result = Collect(*queue);
+    EXPECT_EQ(result.status().code(), absl::StatusCode::kDeadlineExceeded);
+    EXPECT_THAT(std::string(result.status().message()), HasSubstr("was not read for 50ms"));
+  }
 }
 
 TEST_F(EngineTest, ARequestThatCanNeverFitIsRefusedWithBothNumbers) {

@@ -165,7 +165,11 @@ TEST(IntakeTest, DrainEndsNearItsDeadlineWithAQueueOfLongUploads) {
   const std::string audio = LongRecording(300);
   const auto begin = steady_clock::now();
   std::vector<std::shared_ptr<TranscribeQueue>> queues;
-  for (int i = 0; i < 12; ++i) queues.push_back(engine->Transcribe(Hear(audio)));
+  for (int i = 0; i < 12; ++i) {
+    TranscribeRequest request = Hear(audio);
+    request.tenant = i % 2 ? "odd" : "even";
+    queues.push_back(engine->Transcribe(std::move(request)));
+  }
   gate.WaitForOne();
   std::thread drain([&] { engine->Drain(begin); });
   // Draining has begun when newcomers are refused for that; from then on the uploads may go.
@@ -340,6 +344,40 @@ TEST(IntakeTest, ARequestThatCanNeverFitHasNoHintToRetry) {
   const absl::Status status = EndOf(*engine->Generate(std::move(request)));
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
   EXPECT_FALSE(MayRetry(status));
+}
+
+// Uploads that wait to be decoded stand in no scheduler's line yet.
+TEST(IntakeTest, AFloodOfOneTenantsUploadsLeavesRoomForAnothers) {
+  Gate gate;
+  EngineConfig config = HearingConfig();
+  config.before_preparation = [&] { gate.Pass(); };
+  config.max_batch_seqs = 2;
+  config.max_waiting = 6;
+  auto engine = MakeEngine(config);
+  const auto hear = [&](const char* tenant) {
+    TranscribeRequest request = Hear(Question());
+    request.tenant = tenant;
+    return engine->Transcribe(std::move(request));
+  };
+  // 2 + 5 of the 8: alone, a tenant keeps one place free. The stranger that takes it is known, and
+  // of what comes back nobody has more than 2 + 3.
+  std::vector<std::shared_ptr<TranscribeQueue>> accepted;
+  for (int i = 0; i < 7; ++i) accepted.push_back(hear("flood"));
+  const absl::Status refused = EndOf(*hear("flood"));
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()),
+              HasSubstr("7 requests of this tenant run or wait; the limit is 7"));
+  EXPECT_TRUE(MayRetry(refused));
+  accepted.push_back(hear("stranger"));
+  EXPECT_THAT(std::string(EndOf(*hear("flood")).message()), HasSubstr("the limit is 8"));
+  gate.Open();
+  EXPECT_TRUE(EndOf(*accepted.back()).ok());
+  accepted.pop_back();
+  for (auto& queue : accepted) {  // in the scheduler's line half is the flood's, now
+    const absl::Status status = EndOf(*queue);
+    EXPECT_TRUE(status.ok() || absl::IsResourceExhausted(status)) << status;
+  }
+  ExpectNoMediaLeft(*engine);
 }
 
 }  // namespace
