@@ -3,14 +3,19 @@
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <mutex>
+#include <set>
 #include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "gmock/gmock.h"
+#include "grpcpp/grpcpp.h"
 #include "gtest/gtest.h"
+#include "runtime/scheduler/trace.h"
+#include "sensorium/v1/sensorium.grpc.pb.h"
 #include "server/remote_client.h"
 #include "tests/server/serve_process.h"
 
@@ -113,6 +118,64 @@ TEST(ServeTest, ItsTraceNamesEveryRequestAndReplaysDecisionByDecision) {
   EXPECT_EQ(pclose(replay), 0);
   EXPECT_THAT(told, AllOf(HasSubstr("; 8 jobs, 8 admissions, 0 preemptions, 0 refusals\n"),
                           HasSubstr("every decision was reproduced\n")));
+  std::filesystem::remove(trace);
+}
+
+// From the metadata of a call to the weight that the scheduler charges it by.
+TEST(ServeTest, TheTenantThatACallNamesHasItsConfiguredWeight) {
+  const std::string base = ::testing::TempDir() + "/serve_test_" + std::to_string(getpid());
+  const std::string config = base + ".yaml", trace = base + ".trace";
+  std::ofstream(config) << "models:\n  - name: molmo-mini\n    path: "
+                        << SENSORIUM_SOURCE_DIR "/config/models/molmo-mini\n"
+                        << "tenants:\n  - {name: silver, weight: 0.5}\n  - {name: gold, weight: 3}\n";
+  std::map<std::string, std::string> tenant_of;  // by request id
+  {
+    ServeProcess server({"--config", config, "--listen", "127.0.0.1:0", "--trace", trace});
+    const std::string port = server.Port();
+    ASSERT_NE(port, "") << server.Log();
+    const auto stub = v1::Inference::NewStub(
+        grpc::CreateChannel("127.0.0.1:" + port, grpc::InsecureChannelCredentials()));
+    for (const std::string tenant : {"gold", "stranger", "silver", "gold", ""}) {
+      grpc::ClientContext context;
+      if (!tenant.empty()) context.AddMetadata("x-tenant", tenant);
+      v1::GenerateRequest request;
+      request.set_max_tokens(2);
+      v1::Message& message = *request.add_messages();
+      message.set_role(v1::USER);
+      message.add_parts()->set_text("hello");
+      const auto stream = stub->Generate(&context, request);
+      v1::GenerateResponse response;
+      while (stream->Read(&response)) {
+        if (response.has_started()) tenant_of[response.started().request_id()] = tenant;
+      }
+      ASSERT_TRUE(stream->Finish().ok());
+    }
+    server.Signal(SIGTERM);
+    ASSERT_EQ(server.ExitCode(), 0) << server.Log();
+  }
+  const auto reader = TraceReader::Open(trace);
+  ASSERT_TRUE(reader.ok()) << reader.status();
+  const std::vector<TenantOptions>& tenants = (*reader)->header().options.tenants;
+  const std::map<std::string, int32_t> weights = {
+      {"gold", 3000}, {"silver", 500}, {"stranger", 1000}, {"", 1000}};
+  int arrivals = 0;
+  std::map<std::string, int32_t> index_of;
+  while (true) {
+    const auto event = (*reader)->Next();
+    ASSERT_TRUE(event.ok()) << event.status();
+    if (*event == nullptr) break;
+    if ((*event)->kind != TraceEvent::Kind::kAdd) continue;
+    ++arrivals;
+    const std::string& tenant = tenant_of.at((*event)->request);
+    const int32_t index = (*event)->spec.tenant;
+    EXPECT_EQ(tenants[index].weight, weights.at(tenant)) << tenant;
+    EXPECT_EQ(index_of.emplace(tenant, index).first->second, index) << tenant;
+  }
+  EXPECT_EQ(arrivals, 5);
+  std::set<int32_t> told_apart;
+  for (const auto& [tenant, index] : index_of) told_apart.insert(index);
+  EXPECT_EQ(told_apart.size(), 4u);
+  std::filesystem::remove(config);
   std::filesystem::remove(trace);
 }
 

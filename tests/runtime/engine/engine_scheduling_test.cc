@@ -3,6 +3,7 @@
 #include <random>
 
 #include "gmock/gmock.h"
+#include "runtime/scheduler/trace.h"
 #include "tests/runtime/engine/engine_fixture.h"
 
 namespace sensorium {
@@ -142,6 +143,89 @@ TEST(EngineCacheTest, AnotherPictureOfTheSameSizeIsNotTakenForTheFirst) {
   EXPECT_TRUE(other == AnswerTo(*fresh, Ask("Describe this image.", "portrait.png")));
 }
 
+// What one tenant asked is nothing another may find out by asking the same and looking at the
+// clock.
+TEST(EngineCacheTest, OneTenantsPromptsAndMediaAreNotFoundByAnother) {
+  auto engine = MakeEngine(SmallConfig());
+  const auto ask = [&](const char* tenant) {
+    GenerateRequest request = Ask("How many red circles are there?", "shapes.png");
+    request.tenant = tenant;
+    return AnswerTo(*engine, std::move(request));
+  };
+  const auto hear = [&](const char* tenant) {
+    TranscribeRequest request = Hear("question.wav");
+    request.tenant = tenant;
+    CHECK(Collect(*engine->Transcribe(std::move(request))).ok());
+    return engine->Stats().audio_hit_blocks;
+  };
+  const Answer first = ask("a");
+  EXPECT_EQ(hear("a"), 0);
+  const Answer others = ask("b");
+  EXPECT_TRUE(others == first);
+  EXPECT_EQ(others.usage.cached_tokens, 0);
+  EXPECT_EQ(engine->Stats().image_misses, 2);
+  EXPECT_EQ(hear("b"), 0);
+  const Answer again = ask("a");
+  EXPECT_TRUE(again == first);
+  EXPECT_GT(again.usage.cached_tokens, 0);
+  EXPECT_EQ(engine->Stats().image_misses, 2);
+  EXPECT_GT(hear("a"), 0);
+}
+
+// Equal weights under two names are two models: another checkpoint may come under either.
+TEST(EngineCacheTest, OneModelsPromptsAndMediaAreNotFoundByAnother) {
+  EngineConfig config = SmallConfig();
+  config.models = {{"a", kModels + "/molmo-mini"}, {"b", kModels + "/molmo-mini"}};
+  auto engine = MakeEngine(config);
+  const auto ask = [&](const char* model) {
+    GenerateRequest request = Ask("How many red circles are there?", "shapes.png");
+    request.model = model;
+    return AnswerTo(*engine, std::move(request));
+  };
+  const Answer first = ask("a");
+  const Answer others = ask("b");
+  EXPECT_TRUE(others == first);
+  EXPECT_EQ(others.usage.cached_tokens, 0);
+  EXPECT_EQ(engine->Stats().image_misses, 2);
+  EXPECT_GT(ask("a").usage.cached_tokens, 0);
+  EXPECT_GT(ask("b").usage.cached_tokens, 0);
+}
+
+// The trace's head has the prices that the scheduler began with.
+TEST(EngineCalibrationTest, PricesAreMeasuredAtTheStart) {
+  const auto prices = [](bool calibrate) {
+    EngineConfig config = SmallConfig();
+    config.calibrate = calibrate;
+    config.trace_path = testing::TempDir() + "/calibration.trace";
+    MakeEngine(config).reset();
+    auto reader = TraceReader::Open(config.trace_path);
+    CHECK(reader.ok()) << reader.status();
+    std::vector<Prices> found;
+    for (const SchedulerModel& model : (*reader)->header().options.models) {
+      found.push_back(model.prices);
+    }
+    return found;
+  };
+  const std::vector<Prices> guessed = prices(false), measured = prices(true);
+  ASSERT_EQ(guessed.size(), 2u);
+  ASSERT_EQ(measured.size(), 2u);
+  EXPECT_TRUE(prices(false) == guessed);
+  for (size_t m = 0; m < 2; ++m) {
+    const auto all = [](const Prices& p) {
+      return std::vector<int64_t>{p.encode_unit_ps,     p.forward_ps,    p.prefill_token_ps,
+                                  p.prefill_context_ps, p.decode_row_ps, p.decode_context_ps,
+                                  p.cross_position_ps};
+    };
+    const std::vector<int64_t> before = all(guessed[m]), after = all(measured[m]);
+    int changed = 0;
+    for (size_t i = 0; i < before.size(); ++i) {
+      EXPECT_EQ(before[i] > 0, after[i] > 0) << "model " << m << ", price " << i;
+      changed += before[i] != after[i];
+    }
+    EXPECT_GE(changed, 4) << "model " << m;  // what a pass consists of was seen
+  }
+}
+
 TEST(EngineUsageTest, SaysWhatARequestCost) {
   auto engine = MakeEngine(SmallConfig());
   const Answer a = AnswerTo(*engine, Ask("Describe this image.", "wide.png"));
@@ -236,8 +320,50 @@ TEST(EngineAdmissionTest, PreemptedRequestsGiveTheSameBits) {
       }
     }
   }
-  if (!kSanitized) EXPECT_GT(engine->Stats().preemptions, 0);
+  if (!kSanitized) {
+    EXPECT_GT(engine->Stats().preemptions, 0);
+  }
   ExpectIdle(*engine);
+}
+
+// Two requests for which there is room at first and not in the end: the younger one goes, and comes
+// back with three answers that have come to different lengths.
+TEST(EngineAdmissionTest, SeveralAnswersOfAPreemptedRequestAreTheSameBits) {
+  GenerateRequest several = Ask("Describe this image.", "shapes.png", 60);
+  several.n = 3;
+  several.sampling.temperature = 1.0f;
+  several.sampling.seed = 5;
+  GenerateRequest older = Ask("Point to the red circles.", "shapes.png", 90);
+  older.n = 2;
+  EngineConfig config = SmallConfig();
+  config.models.resize(1);
+  auto roomy = MakeEngine(config);
+  const size_t block_bytes =
+      config.kv_cache_bytes / static_cast<size_t>(roomy->Stats().blocks_total);
+  config.optimistic_admission = true;
+  const auto alone = Collect(*roomy->Generate(several));
+  const auto older_alone = Collect(*roomy->Generate(older));
+  ASSERT_TRUE(alone.ok() && older_alone.ok());
+  int preempted = 0;
+  for (int32_t blocks = 35; blocks <= 47; blocks += 3) {
+    config.prefix_cache = blocks % 2;
+    config.kv_cache_bytes = static_cast<size_t>(blocks) * block_bytes;
+    auto engine = MakeEngine(config);
+    AnswerTo(*engine, Ask("hello", "", 2));  // so short an answer is what is expected now
+    auto first = engine->Generate(older);
+    while (engine->Stats().requests_running < 1) std::this_thread::yield();
+    auto second = engine->Generate(several);
+    std::thread reader([&] {
+      const auto got = Collect(*first);
+      EXPECT_TRUE(got.ok() && *got == *older_alone) << blocks << ": " << got.status();
+    });
+    const auto got = Collect(*second);
+    reader.join();
+    ASSERT_TRUE(got.ok()) << got.status();
+    EXPECT_TRUE(*got == *alone) << blocks;
+    preempted += engine->Stats().preemptions > 0;
+  }
+  EXPECT_GT(preempted, 0);
 }
 
 constexpr int kHouses = kSanitized ? 4 : 10, kRounds = kSanitized ? 3 : 200;  // of each
@@ -309,7 +435,9 @@ TEST(EnginePropertyTest, AnswersDoNotDependOnTheSchedule) {
     ExpectIdle(*engine);
     preemptions += engine->Stats().preemptions;
   }
-  if (schedules >= 2000) EXPECT_GT(preemptions, 0);
+  if (schedules >= 2000) {
+    EXPECT_GT(preemptions, 0);
+  }
   std::printf("%d schedules, %lld preemptions\n", schedules, static_cast<long long>(preemptions));
 }
 
