@@ -214,7 +214,7 @@ absl::StatusOr<std::unique_ptr<DeviceBuffer>> CudaBackend::Allocate(size_t size_
 }
 
 std::unique_ptr<DeviceBuffer> CudaBackend::UploadFloat32(ConstTensorView source) {
-  CHECK(source.dtype() != DType::kInt32);
+  CHECK(IsFloat(source.dtype())) << Name(source.dtype());
   return cuda::UploadFloat32(source, *memory_, queue_.stream());
 }
 

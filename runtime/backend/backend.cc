@@ -1,11 +1,10 @@
 #include "runtime/backend/backend.h"
 
+#include "absl/strings/str_cat.h"
 #include "runtime/base/check.h"
 
 namespace sensorium {
 namespace {
-
-bool IsFloat(DType t) { return t != DType::kInt32; }
 
 // A vector of float32, one value per column.
 void CheckColumns(const ConstTensorView& v, int64_t columns) {
@@ -30,11 +29,32 @@ void CheckKv(const KvCacheView& kv, int32_t layer) {
 #define CHECK_ACT(view) \
   CHECK((view).dtype() == DType::kFloat32 || (view).dtype() == dtype_) << Name((view).dtype())
 
+absl::Status Backend::PacksLinear(DType weight) const {
+  if (IsFloat(weight) || (IsQuantised(weight) && DoPacksQuantised(weight))) return absl::OkStatus();
+  std::string packed = "float32, bfloat16 and float16";
+  for (const DType t : {DType::kInt8, DType::kInt4, DType::kFloat8E4M3}) {
+    if (DoPacksQuantised(t)) absl::StrAppend(&packed, ", ", std::string(Name(t)));
+  }
+  return absl::InvalidArgumentError(absl::StrCat("weights of ", std::string(Name(weight)),
+                                                 " are not supported by this device (",
+                                                 description(), "): it takes ", packed));
+}
+
 std::unique_ptr<LinearWeight> Backend::PackLinear(std::span<const LinearSource> parts) {
   CHECK(!parts.empty());
   for (const LinearSource& part : parts) {
-    CHECK(part.weight.rank() == 2 && IsFloat(part.weight.dtype()));
+    CHECK_EQ(part.weight.rank(), 2);
     CHECK_EQ(part.weight.dim(1), parts[0].weight.dim(1));
+    CHECK_EQ(part.scales.rank() != 0, IsQuantised(part.weight.dtype()));
+    if (part.scales.rank() != 0) {
+      CHECK(part.scales.rank() == 2 && IsFloat(part.scales.dtype()));
+      CHECK(part.group > 0 && part.weight.dim(1) % part.group == 0)
+          << "groups of " << part.group << " in " << part.weight.dim(1) << " inputs";
+      CHECK_EQ(part.scales.rows(), part.weight.rows());
+      CHECK_EQ(part.scales.dim(1), part.weight.dim(1) / part.group);
+    }
+    const absl::Status packs = PacksLinear(part.weight.dtype());
+    CHECK(packs.ok()) << packs.message();
     if (part.bias.rank() == 0) continue;
     CHECK(part.bias.rank() == 1 && IsFloat(part.bias.dtype()));
     CHECK_EQ(part.bias.dim(0), part.weight.rows());

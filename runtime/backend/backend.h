@@ -19,6 +19,7 @@
 #include <span>
 #include <string>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "runtime/backend/batch.h"
 #include "runtime/backend/tensor.h"
@@ -59,8 +60,14 @@ class TableWeight {
 
 // A block of rows of a stacked linear: W [out, in] and b [out], or no bias (zeros) when empty.
 struct LinearSource {
-  ConstTensorView weight;  // float32, bfloat16 or float16
+  ConstTensorView weight;  // of a dtype that the backend packs: see PacksLinear
   ConstTensorView bias;    // rank 1 or default-constructed
+  // Of a quantised weight (int8, int4, float8_e4m3): float [out, in / group],
+  //   W[o, i] = scales[o, i / group] * weight[o, i].
+  // `group` divides in; group = in is one scale for each output. Default-constructed of a float
+  // weight.
+  ConstTensorView scales = {};
+  int64_t group = 0;
 };
 
 // One expert of a mixture: down(silu(gate x) * up x).
@@ -97,8 +104,11 @@ class Backend {
   // ---- Memory and weights: load time -----------------------------------------------------------
   // RESOURCE_EXHAUSTED with both numbers when the device has not that much.
   virtual absl::StatusOr<std::unique_ptr<DeviceBuffer>> Allocate(size_t size_bytes) = 0;
+  // Whether PackLinear takes weights of this dtype. INVALID_ARGUMENT, with what it does take: a
+  // checkpoint can be of another. Vectors, tables and convolutions are float everywhere.
+  absl::Status PacksLinear(DType weight) const;
   // Stacks `parts` along the outputs and packs them into dtype(). Sources are not kept.
-  // REQUIRES: equal in_features.
+  // REQUIRES: equal in_features; PacksLinear of every part.
   std::unique_ptr<LinearWeight> PackLinear(std::span<const LinearSource> parts);
   // A convolution over time, weight [out, in, kernel], bias [out] or empty: used by Conv1d.
   std::unique_ptr<LinearWeight> PackConv1d(ConstTensorView weight, ConstTensorView bias);
@@ -183,6 +193,8 @@ class Backend {
   }
 
  private:
+  // Besides float weights, which every backend packs. None packs others yet.
+  virtual bool DoPacksQuantised(DType weight) const { return false; }
   virtual std::unique_ptr<LinearWeight> DoPackLinear(std::span<const LinearSource> parts) = 0;
   virtual std::unique_ptr<LinearWeight> DoPackConv1d(ConstTensorView weight,
                                                      ConstTensorView bias) = 0;

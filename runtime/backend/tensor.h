@@ -1,7 +1,8 @@
 // Views of dense arrays. A view owns nothing: whoever allocated the bytes outlives it (a mapped
 // weight file, the backend's arena, a scratch buffer).
 //
-// Rows may be strided (q, k and v are column ranges of one qkv buffer); the last axis is contiguous.
+// Rows may be strided (q, k and v are column ranges of one qkv buffer); the last axis is
+// contiguous.
 #pragma once
 
 #include <array>
@@ -14,24 +15,76 @@
 
 namespace sensorium {
 
-enum class DType : uint8_t { kFloat32, kBFloat16, kFloat16, kInt32 };
+// The last three are for weights alone: see LinearSource in backend.h.
+enum class DType : uint8_t {
+  kFloat32,
+  kBFloat16,
+  kFloat16,
+  kInt32,
+  kInt8,
+  kInt4,        // two's complement, two to a byte, the earlier element in the low half
+  kFloat8E4M3,  // one sign, four exponent and three mantissa bits, no infinities (OCP OFP8)
+};
 
-constexpr size_t SizeOf(DType t) { return t == DType::kFloat32 || t == DType::kInt32 ? 4 : 2; }
+constexpr int64_t BitsOf(DType t) {
+  switch (t) {
+    case DType::kFloat32:
+    case DType::kInt32:
+      return 32;
+    case DType::kBFloat16:
+    case DType::kFloat16:
+      return 16;
+    case DType::kInt8:
+    case DType::kFloat8E4M3:
+      return 8;
+    case DType::kInt4:
+      return 4;
+  }
+  return 0;
+}
+
+// Bytes that `elements` side by side take. REQUIRES: they fill whole bytes.
+constexpr int64_t BytesOf(DType t, int64_t elements) {
+  CHECK(elements * BitsOf(t) % 8 == 0) << elements << " elements of " << BitsOf(t) << " bits";
+  return elements * BitsOf(t) / 8;
+}
+
+// Bytes of one element. REQUIRES: it has whole ones.
+constexpr size_t SizeOf(DType t) { return static_cast<size_t>(BytesOf(t, 1)); }
 
 constexpr std::string_view Name(DType t) {
   switch (t) {
-    case DType::kFloat32: return "float32";
-    case DType::kBFloat16: return "bfloat16";
-    case DType::kFloat16: return "float16";
-    case DType::kInt32: return "int32";
+    case DType::kFloat32:
+      return "float32";
+    case DType::kBFloat16:
+      return "bfloat16";
+    case DType::kFloat16:
+      return "float16";
+    case DType::kInt32:
+      return "int32";
+    case DType::kInt8:
+      return "int8";
+    case DType::kInt4:
+      return "int4";
+    case DType::kFloat8E4M3:
+      return "float8_e4m3";
   }
   return "?";
+}
+
+constexpr bool IsFloat(DType t) {
+  return t == DType::kFloat32 || t == DType::kBFloat16 || t == DType::kFloat16;
+}
+// Numbers that mean nothing without their scales.
+constexpr bool IsQuantised(DType t) {
+  return t == DType::kInt8 || t == DType::kInt4 || t == DType::kFloat8E4M3;
 }
 
 inline constexpr int kMaxRank = 4;
 
 // Shape and bytes of an array: a row is everything behind the first axis, rows are `row_stride`
-// elements apart. REQUIRES: axes behind the first are contiguous.
+// elements apart. REQUIRES: axes behind the first are contiguous; a row, and wherever a view of
+// rows or columns begins, lies at a whole byte.
 template <typename Byte>  // std::byte or const std::byte
 class BasicTensorView {
  public:
@@ -46,6 +99,7 @@ class BasicTensorView {
       shape_[i++] = n;
     }
     row_stride_ = row_stride ? row_stride : row_elements();
+    if (rows() > 1) BytesOf(dtype_, row_stride_);
   }
   // A view that may write converts to one that only reads.
   operator BasicTensorView<const std::byte>() const {  // NOLINT(google-explicit-constructor)
@@ -86,7 +140,7 @@ class BasicTensorView {
   BasicTensorView Rows(int64_t begin, int64_t end) const {
     CHECK(0 <= begin && begin <= end && end <= rows());
     BasicTensorView v = *this;
-    v.data_ = data_ + begin * row_stride_ * static_cast<int64_t>(SizeOf(dtype_));
+    v.data_ = data_ + BytesOf(dtype_, begin * row_stride_);
     v.shape_[0] = end - begin;
     return v;
   }
@@ -94,7 +148,7 @@ class BasicTensorView {
   BasicTensorView Columns(int64_t begin, int64_t end) const {
     CHECK(rank_ == 2 && 0 <= begin && begin <= end && end <= shape_[1]);
     BasicTensorView v = *this;
-    v.data_ = data_ + begin * static_cast<int64_t>(SizeOf(dtype_));
+    v.data_ = data_ + BytesOf(dtype_, begin);
     v.shape_[1] = end - begin;
     return v;
   }

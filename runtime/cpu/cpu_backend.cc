@@ -101,7 +101,7 @@ absl::StatusOr<std::unique_ptr<DeviceBuffer>> CpuBackend::Allocate(size_t size_b
 }
 
 std::unique_ptr<DeviceBuffer> CpuBackend::UploadFloat32(ConstTensorView source) {
-  CHECK(source.dtype() != DType::kInt32);
+  CHECK(IsFloat(source.dtype())) << Name(source.dtype());
   AlignedBuffer bytes(source.elements() * sizeof(float));
   const int64_t n = source.row_elements();
   for (int64_t r = 0; r < source.rows(); ++r) {

@@ -28,6 +28,13 @@ ConstTensorView WeightLoader::Get(const std::string& name, std::initializer_list
     Fail(view.status());
     return {};
   }
+  // A quantised weight would come with its scales: the first backend that packs one brings their
+  // loader.
+  if (const absl::Status packs = backend_.PacksLinear(view->dtype()); !packs.ok()) {
+    Fail(absl::InvalidArgumentError(
+        absl::StrCat(checkpoint_.Find(name)->file, ": tensor '", name, "': ", packs.message())));
+    return {};
+  }
   checkpoint_.WillNeed(name);
   return *view;
 }
@@ -35,7 +42,7 @@ ConstTensorView WeightLoader::Get(const std::string& name, std::initializer_list
 void WeightLoader::Done(ConstTensorView view, const std::string& name) {
   parameters_ += view.elements();
   checkpoint_.DontNeed(name);
-  if (on_bytes_) on_bytes_(static_cast<size_t>(view.elements()) * SizeOf(view.dtype()));
+  if (on_bytes_) on_bytes_(static_cast<size_t>(BytesOf(view.dtype(), view.elements())));
 }
 
 FloatWeight WeightLoader::Vector(const std::string& name, int64_t size) {
@@ -86,7 +93,7 @@ std::unique_ptr<TableWeight> WeightLoader::Table(int64_t columns,
   // Not DontNeed: the table may keep reading the mapped rows.
   for (ConstTensorView view : views) {
     parameters_ += view.elements();
-    if (on_bytes_) on_bytes_(static_cast<size_t>(view.elements()) * SizeOf(view.dtype()));
+    if (on_bytes_) on_bytes_(static_cast<size_t>(BytesOf(view.dtype(), view.elements())));
   }
   return table;
 }

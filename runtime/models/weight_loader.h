@@ -65,6 +65,7 @@ class WeightLoader {
   };
   std::unique_ptr<TableWeight> Table(int64_t columns, const std::vector<TablePart>& parts);
 
+  // INVALID_ARGUMENT also for a dtype that the backend does not pack, by the tensor's name.
   ConstTensorView Get(const std::string& name, std::initializer_list<int64_t> shape);
   int64_t parameters() const { return parameters_; }
 

@@ -23,8 +23,12 @@ absl::StatusOr<DType> ParseDType(const std::string& name) {
   if (name == "F32") return DType::kFloat32;
   if (name == "BF16") return DType::kBFloat16;
   if (name == "F16") return DType::kFloat16;
+  // Weights of a quantised checkpoint. Whether they are of use is the backend's to say; int4 has no
+  // name in this format.
+  if (name == "I8") return DType::kInt8;
+  if (name == "F8_E4M3") return DType::kFloat8E4M3;
   return absl::InvalidArgumentError(
-      absl::StrCat("has dtype ", Quoted(name), ", expected F32, F16 or BF16"));
+      absl::StrCat("has dtype ", Quoted(name), ", expected F32, F16, BF16, I8 or F8_E4M3"));
 }
 
 // One entry of the header. Errors continue a sentence that begins with the tensor's name.

@@ -34,13 +34,13 @@ inline std::string ShapeText(const std::vector<int64_t>& shape) {
 // The bytes of a dense tensor; nullopt for a shape that no arithmetic on int64_t should meet: a
 // negative axis, or a product (with empty axes counted as one) beyond int64_t.
 inline std::optional<int64_t> DenseBytes(std::span<const int64_t> shape, DType dtype) {
-  int64_t span = static_cast<int64_t>(SizeOf(dtype));
+  int64_t span = BitsOf(dtype);
   bool empty = false;
   for (const int64_t n : shape) {
     if (n < 0 || __builtin_mul_overflow(span, n > 0 ? n : 1, &span)) return std::nullopt;
     empty = empty || n == 0;
   }
-  return empty ? 0 : span;
+  return empty ? 0 : span / 8 + (span % 8 != 0);
 }
 
 }  // namespace sensorium

@@ -382,6 +382,17 @@ TEST_P(OpsTest, ARowNeverSeesItsNeighbours) {
   }
 }
 
+TEST_P(OpsTest, QuantisedWeightsAreRefusedByNameWithWhatIsSupported) {
+  for (DType t : {kF32, kBf16, kF16}) EXPECT_TRUE(be_->PacksLinear(t).ok()) << Name(t);
+  for (DType t : {DType::kInt8, DType::kInt4, DType::kFloat8E4M3, DType::kInt32}) {
+    const absl::Status status = be_->PacksLinear(t);
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(status.message(), "weights of " + std::string(Name(t)) +
+                                    " are not supported by this device (" + be_->description() +
+                                    "): it takes float32, bfloat16 and float16");
+  }
+}
+
 TEST_P(OpsTest, EmptyBatchesDoNothing) {
   const TensorView none(nullptr, dtype(), {0, 16}), none_f32(nullptr, kF32, {0, 16});
   const std::pmr::vector<float> weight(16, 1.f);

@@ -76,6 +76,8 @@ class Matrix {
         SetBits(r, c, magnitude | (v < 0 ? 0x8000 : 0));
         break;
       }
+      default:
+        CHECK(false) << Name(dtype_);
     }
   }
   void SetBits(int64_t r, int64_t c, uint16_t bits) { std::memcpy(At(r, c), &bits, 2); }

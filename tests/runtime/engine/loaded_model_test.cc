@@ -2,9 +2,11 @@
 // numbers.
 #include "runtime/engine/loaded_model.h"
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <sstream>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -129,6 +131,57 @@ TEST_F(LoadedModelTest, WithoutAPreprocessorFileThePublishedFrontEndIsUsed) {
   Take("whisper-mini");
   fs::remove(dir_ / "preprocessor_config.json");
   EXPECT_TRUE(Load().ok());
+}
+
+// The header of a safetensors file and where its data begin.
+struct Header {
+  Json json;
+  size_t data_at;
+};
+Header ReadHeader(const std::string& file) {
+  uint64_t bytes = 0;
+  std::memcpy(&bytes, file.data(), 8);
+  return {Json::parse(file.substr(8, bytes)), static_cast<size_t>(8 + bytes)};
+}
+
+// A linear, a table and a norm of a checkpoint that somebody quantised: half the bytes of a float16
+// tensor are as many int8 or float8.
+TEST_F(LoadedModelTest, AQuantisedTensorIsRefusedByNameWithWhatIsSupported) {
+  for (const char* tensor :
+       {"model.decoder.layers.1.fc1.weight", "model.decoder.embed_tokens.weight",
+        "model.encoder.conv1.weight", "model.decoder.layer_norm.weight"}) {
+    for (const auto& [stored, name] :
+         {std::pair("I8", "weights of int8"), std::pair("F8_E4M3", "weights of float8_e4m3")}) {
+      fs::remove_all(dir_);
+      fs::create_directories(dir_);
+      Take("whisper-mini");
+      std::ostringstream text;
+      text << std::ifstream(dir_ / "model.safetensors", std::ios::binary).rdbuf();
+      const std::string file = text.str();
+      auto [header, data_at] = ReadHeader(file);
+      // Every tensor anew, behind the one before it.
+      std::string data;
+      for (auto& [key, entry] : header.items()) {
+        if (key == "__metadata__") continue;
+        const size_t begin = entry["data_offsets"][0], end = entry["data_offsets"][1];
+        size_t bytes = end - begin;
+        if (key == tensor) {
+          ASSERT_EQ(entry["dtype"], "F16");
+          entry["dtype"] = stored;
+          bytes /= 2;
+        }
+        entry["data_offsets"] = {data.size(), data.size() + bytes};
+        data += file.substr(data_at + begin, bytes);
+      }
+      const std::string json = header.dump();
+      const uint64_t json_bytes = json.size();
+      Write("model.safetensors",
+            std::string(reinterpret_cast<const char*>(&json_bytes), 8) + json + data);
+      EXPECT_EQ(Load().code(), absl::StatusCode::kInvalidArgument);
+      ExpectRefused({"model.safetensors", std::string("tensor '") + tensor + "'", name,
+                     "it takes float32, bfloat16 and float16"});
+    }
+  }
 }
 
 }  // namespace

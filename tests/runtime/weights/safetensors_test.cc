@@ -48,9 +48,11 @@ TEST_F(SafetensorsTest, ReadsNamesShapesTypesAndBytes) {
                                          {"b", "F16", {3}, Bytes<uint16_t>({0x3c00, 0, 0x8000})},
                                          {"c", "BF16", {1}, Bytes<uint16_t>({0x3f80})},
                                          {"d", "F32", {}, Bytes<float>({7.f})},
-                                         {"e", "F32", {0, 4}, ""}}));
+                                         {"e", "F32", {0, 4}, ""},
+                                         {"f", "I8", {1, 3}, Bytes<int8_t>({-128, 0, 127})},
+                                         {"g", "F8_E4M3", {2}, Bytes<uint8_t>({0x38, 0xfe})}}));
   ASSERT_TRUE(tensors.ok()) << tensors.status();
-  ASSERT_EQ(tensors->size(), 5u);
+  ASSERT_EQ(tensors->size(), 7u);
   const auto check = [&](size_t i, const char* name, DType dtype, std::vector<int64_t> shape,
                          const std::string& bytes) {
     const TensorInfo& t = (*tensors)[i];
@@ -64,6 +66,8 @@ TEST_F(SafetensorsTest, ReadsNamesShapesTypesAndBytes) {
   check(2, "c", DType::kBFloat16, {1}, Bytes<uint16_t>({0x3f80}));
   check(3, "d", DType::kFloat32, {}, Bytes<float>({7.f}));
   check(4, "e", DType::kFloat32, {0, 4}, "");
+  check(5, "f", DType::kInt8, {1, 3}, Bytes<int8_t>({-128, 0, 127}));
+  check(6, "g", DType::kFloat8E4M3, {2}, Bytes<uint8_t>({0x38, 0xfe}));
 }
 
 TEST_F(SafetensorsTest, RefusesEveryPrefixOfAFile) {
