@@ -39,6 +39,8 @@ class LogMelExtractor {
                          const Stop& stop = {}) const;
 
   int32_t num_mels() const { return num_mels_; }
+  int32_t hop() const { return hop_; }
+  std::span<const float> window() const { return window_; }  // [n_fft]
 
  private:
   // A triangle touches few bins, so only those between its feet are kept.

@@ -11,6 +11,7 @@
 
 #include "absl/status/statusor.h"
 #include "runtime/media/image.h"
+#include "runtime/media/resize.h"
 
 namespace sensorium {
 
@@ -53,11 +54,33 @@ struct MolmoImageLayout {
 absl::StatusOr<MolmoImageLayout> LayOutMolmoImage(int32_t width, int32_t height,
                                                   const MolmoImageConfig& config);
 
+// A resized picture in the middle of a canvas; the odd pixel of padding is right and below.
+struct MolmoCanvas {
+  int32_t width = 0, height = 0;  // of the canvas
+  ScaledSize size;                // of the picture on it
+  int32_t left = 0, top = 0;      // where the picture begins
+};
+// The two that crops are cut from.
+struct MolmoCanvases {
+  MolmoCanvas global, tiles;
+};
+MolmoCanvases PlaceMolmoImage(int32_t width, int32_t height, const MolmoImageLayout& layout,
+                              const MolmoImageConfig& config);
+
+// Crop c of a layout: the upper left corner of crop_size^2 pixels of a canvas.
+struct MolmoCrop {
+  bool is_global = false;
+  int32_t x = 0, y = 0;
+};
+MolmoCrop LocateMolmoCrop(int32_t c, const MolmoImageLayout& layout,
+                          const MolmoImageConfig& config);
+
 struct MolmoImageInputs {
   MolmoImageLayout layout;
   int32_t patches_per_crop = 0;
   int32_t patch_dim = 0;  // patch_size * patch_size * 3
-  // [crops, patches_per_crop, patch_dim] float32, normalised; a patch is [y, x, rgb].
+  // [crops, patches_per_crop, patch_dim] float32, normalised; a patch is [y, x, rgb]. Empty where
+  // the device makes them.
   std::vector<float> pixels;
   // [crops, patches_per_crop] float32: how much of a patch is picture, 0 to 1. SHIFTED by one crop
   // as in the reference: row k describes high-resolution crop k (which is crop k + 1 of pixels),
@@ -65,6 +88,10 @@ struct MolmoImageInputs {
   // trained so.
   std::vector<float> masks;
 };
+
+// All but the pixels. REQUIRES: `layout` is the size's own.
+MolmoImageInputs DescribeMolmoImage(int32_t width, int32_t height, MolmoImageLayout layout,
+                                    const MolmoImageConfig& config);
 
 // INVALID_ARGUMENT as LayOutMolmoImage; CANCELLED when `stop` said so. REQUIRES: image.pixels is
 // [height, width, 3].

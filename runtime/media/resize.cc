@@ -12,43 +12,6 @@ namespace {
 
 constexpr int32_t kChannels = 3;
 
-// The inputs that make one output, with their weights.
-struct Taps {
-  int32_t first = 0;
-  int32_t count = 0;
-  size_t weights_at = 0;
-};
-struct Filter {
-  std::vector<Taps> taps;      // by output
-  std::vector<float> weights;  // sum 1 for each output
-};
-
-// float32 throughout, as aten's _compute_indices_weights_aa with a triangle filter.
-Filter MakeFilter(int32_t in, int32_t out) {
-  Filter filter;
-  filter.taps.reserve(out);
-  const float scale = static_cast<float>(in) / static_cast<float>(out);
-  const float support = std::max(scale, 1.0f);
-  const float inverse = 1.0f / support;
-  for (int32_t k = 0; k < out; ++k) {
-    const float center = scale * (static_cast<float>(k) + 0.5f);
-    const int32_t low = std::max(static_cast<int32_t>(center - support + 0.5f), 0);
-    const int32_t high = std::min(static_cast<int32_t>(center + support + 0.5f), in);
-    Taps taps{.first = low, .count = high - low, .weights_at = filter.weights.size()};
-    float sum = 0;
-    for (int32_t t = low; t < high; ++t) {
-      const float distance = std::abs((static_cast<float>(t) - center + 0.5f) * inverse);
-      const float weight = distance < 1.0f ? 1.0f - distance : 0.0f;
-      filter.weights.push_back(weight);
-      sum += weight;
-    }
-    CHECK(sum > 0) << in << " to " << out;
-    for (int32_t t = 0; t < taps.count; ++t) filter.weights[taps.weights_at + t] /= sum;
-    filter.taps.push_back(taps);
-  }
-  return filter;
-}
-
 // pixel / 255 of every byte: the same quotients as dividing, made once.
 std::array<float, 256> MakeUnitValues() {
   std::array<float, 256> values;
@@ -57,13 +20,14 @@ std::array<float, 256> MakeUnitValues() {
 }
 
 // One row to the output's width. x [width, 3], y [to, 3].
-void ResizeRow(const std::vector<float>& x, const Filter& filter, std::vector<float>& y) {
+void ResizeRow(const std::vector<float>& x, const ResizeFilter& filter, std::vector<float>& y) {
   float* out = y.data();
-  for (const Taps& taps : filter.taps) {
-    const float* in = x.data() + static_cast<int64_t>(taps.first) * kChannels;
-    const float* w = filter.weights.data() + taps.weights_at;
+  const int32_t outputs = static_cast<int32_t>(filter.first.size());
+  for (int32_t k = 0; k < outputs; ++k) {
+    const float* in = x.data() + static_cast<int64_t>(filter.first[k]) * kChannels;
+    const float* w = filter.weights.data() + filter.weights_at[k];
     float r = 0, g = 0, b = 0;
-    for (int32_t t = 0; t < taps.count; ++t, in += kChannels) {
+    for (int32_t t = 0; t < filter.count(k); ++t, in += kChannels) {
       r += in[0] * w[t];
       g += in[1] * w[t];
       b += in[2] * w[t];
@@ -84,6 +48,35 @@ ScaledSize FitInside(int32_t width, int32_t height, int32_t max_width, int32_t m
           .height = static_cast<int32_t>(static_cast<float>(height) * scale)};
 }
 
+// float32 throughout, as aten's _compute_indices_weights_aa with a triangle filter.
+ResizeFilter MakeResizeFilter(int32_t in, int32_t out) {
+  ResizeFilter filter;
+  filter.first.reserve(out);
+  filter.weights_at.reserve(out + 1);
+  filter.weights_at.push_back(0);
+  const float scale = static_cast<float>(in) / static_cast<float>(out);
+  const float support = std::max(scale, 1.0f);
+  const float inverse = 1.0f / support;
+  for (int32_t k = 0; k < out; ++k) {
+    const float center = scale * (static_cast<float>(k) + 0.5f);
+    const int32_t low = std::max(static_cast<int32_t>(center - support + 0.5f), 0);
+    const int32_t high = std::min(static_cast<int32_t>(center + support + 0.5f), in);
+    const size_t begin = filter.weights.size();
+    float sum = 0;
+    for (int32_t t = low; t < high; ++t) {
+      const float distance = std::abs((static_cast<float>(t) - center + 0.5f) * inverse);
+      const float weight = distance < 1.0f ? 1.0f - distance : 0.0f;
+      filter.weights.push_back(weight);
+      sum += weight;
+    }
+    CHECK(sum > 0) << in << " to " << out;
+    for (size_t t = begin; t < filter.weights.size(); ++t) filter.weights[t] /= sum;
+    filter.first.push_back(low);
+    filter.weights_at.push_back(static_cast<int32_t>(filter.weights.size()));
+  }
+  return filter;
+}
+
 std::vector<float> ResizeAntialias(const RgbImage& image, ScaledSize to, const Stop& stop) {
   CHECK(image.width > 0 && image.height > 0 && to.width > 0 && to.height > 0);
   const size_t row_values = static_cast<size_t>(to.width) * kChannels;
@@ -91,14 +84,14 @@ std::vector<float> ResizeAntialias(const RgbImage& image, ScaledSize to, const S
   std::vector<float> source(static_cast<size_t>(image.width) * kChannels);  // [image.width, 3]
   std::vector<float> row(row_values);                                       // [to.width, 3]
   const std::array<float, 256> unit = MakeUnitValues();
-  const Filter columns = MakeFilter(image.width, to.width);
-  const Filter rows = MakeFilter(image.height, to.height);
+  const ResizeFilter columns = MakeResizeFilter(image.width, to.width);
+  const ResizeFilter rows = MakeResizeFilter(image.height, to.height);
   // Input rows in order, each added to the outputs it has a weight in: every output sums its taps
   // from the first to the last, as if all resized rows had been kept.
   int32_t first_out = 0;
   for (int32_t t = 0; t < image.height; ++t) {
     if (Stopped(stop)) return {};
-    while (first_out < to.height && rows.taps[first_out].first + rows.taps[first_out].count <= t) {
+    while (first_out < to.height && rows.first[first_out] + rows.count(first_out) <= t) {
       ++first_out;
     }
     if (first_out == to.height) break;
@@ -106,9 +99,8 @@ std::vector<float> ResizeAntialias(const RgbImage& image, ScaledSize to, const S
     const uint8_t* bytes = image.pixels.data() + static_cast<size_t>(t) * source.size();
     for (size_t i = 0; i < source.size(); ++i) source[i] = unit[bytes[i]];
     ResizeRow(source, columns, row);
-    for (int32_t k = first_out; k < to.height && rows.taps[k].first <= t; ++k) {
-      const Taps& taps = rows.taps[k];
-      const float w = rows.weights[taps.weights_at + (t - taps.first)];
+    for (int32_t k = first_out; k < to.height && rows.first[k] <= t; ++k) {
+      const float w = rows.weights[rows.weights_at[k] + (t - rows.first[k])];
       float* y = out.data() + static_cast<size_t>(k) * row_values;
       for (size_t i = 0; i < row_values; ++i) y[i] += row[i] * w;
     }
