@@ -9,7 +9,9 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "cuda/carve.h"
 #include "cuda/cuda_error.h"
+#include "cuda/cuda_media.h"
 #include "cuda/kernels/conv1d.h"
 #include "cuda/kernels/convert_rows.h"
 #include "cuda/kernels/layer_norm.h"
@@ -17,6 +19,7 @@
 #include "cuda/kernels/rms_norm.h"
 #include "cuda/kernels/rope.h"
 #include "cuda/kernels/silu_mul.h"
+#include "cuda/views.h"
 #include "runtime/base/check.h"
 
 namespace sensorium {
@@ -24,20 +27,14 @@ namespace {
 
 constexpr int kDevice = 0;
 
+using cuda::Carve;
 using cuda::CeilDiv;
 using cuda::CudaBuffer;
 using cuda::CudaLinear;
 using cuda::CudaTable;
+using cuda::RowsOf;
+using cuda::TypeOf;
 using cuda::Uploads;
-
-cuda::Type TypeOf(DType t) {
-  CHECK(t == DType::kFloat32 || t == DType::kBFloat16) << Name(t);
-  return t == DType::kFloat32 ? cuda::Type::kFloat32 : cuda::Type::kBFloat16;
-}
-cuda::Rows RowsOf(const TensorView& v) { return {v.bytes(), v.row_stride(), TypeOf(v.dtype())}; }
-cuda::ConstRows RowsOf(const ConstTensorView& v) {
-  return {v.bytes(), v.row_stride(), TypeOf(v.dtype())};
-}
 
 const CudaLinear& Packed(const LinearWeight& w) {
   const auto* packed = dynamic_cast<const CudaLinear*>(&w);
@@ -68,23 +65,6 @@ cuda::LinearProblem ProblemOf(const CudaLinear& w, cuda::Type type) {
           .type = type,
           .matrix = w.matrix()};
 }
-
-// Parts of a buffer, one behind the other, each 256-byte aligned.
-class Carve {
- public:
-  explicit Carve(std::byte* data) : data_(data) {}
-  template <typename T>
-  T* Take(int64_t n) {
-    T* at = reinterpret_cast<T*>(data_ + used_);
-    used_ += Padded(static_cast<size_t>(n) * sizeof(T));
-    return at;
-  }
-  static size_t Padded(size_t bytes) { return (bytes + 255) / 256 * 256; }
-
- private:
-  std::byte* data_;
-  size_t used_ = 0;
-};
 
 }  // namespace
 
@@ -163,7 +143,8 @@ CudaBackend::CudaBackend(const CudaBackendOptions& options, std::string descript
       uploads_(std::move(parts.uploads)),
       downloads_(std::move(parts.downloads)),
       scratch_(std::move(parts.scratch)),
-      library_(std::move(parts.library)) {}
+      library_(std::move(parts.library)),
+      media_(std::make_unique<CudaMedia>(*this)) {}
 
 CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(queue_.stream());  // the buffers must outlive what is queued
@@ -171,10 +152,11 @@ CudaBackend::~CudaBackend() {
 
 std::string CudaBackend::description() const { return description_; }
 
+MediaOps* CudaBackend::media_ops() { return media_.get(); }
+
 cuda::Type CudaBackend::type() const { return TypeOf(dtype()); }
 
-template <typename Calls>
-void CudaBackend::Op(const char* name, Calls calls) {
+void CudaBackend::Op(const char* name, absl::FunctionRef<void()> calls) {
   try {
     calls();
     cuda::Check(cudaGetLastError(), "a launch");

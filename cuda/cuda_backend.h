@@ -23,6 +23,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "cuda/device_memory.h"
 #include "cuda/device_weights.h"
@@ -64,8 +65,10 @@ class CudaBackend final : public Backend {
   absl::StatusOr<std::unique_ptr<DeviceBuffer>> Allocate(size_t size_bytes) override;
   std::unique_ptr<DeviceBuffer> UploadFloat32(ConstTensorView source) override;
   size_t KvBlockBytes(const KvLayout& layout) const override;
+  MediaOps* media_ops() override;
 
  private:
+  friend class CudaMedia;  // its ops on media, in a file of their own
   // In this order: the buffers go before their memory, and that before the queue.
   struct CudaParts {
     std::unique_ptr<cuda::Queue> queue;
@@ -120,8 +123,7 @@ class CudaBackend final : public Backend {
   // Runs tasks_ and merges_, in as many pieces as scratch and upload buffer ask for.
   void RunTasks(cuda::AttentionProblem problem, std::span<const BlockId> block_tables);
   // Every op: queues its calls; what fails in them is reported under its name.
-  template <typename Calls>
-  void Op(const char* name, Calls calls);
+  void Op(const char* name, absl::FunctionRef<void()> calls);
   // The ops that may have failed although a later call reports it; "" when there are none.
   std::string Suspects() const;
 
@@ -136,6 +138,7 @@ class CudaBackend final : public Backend {
   const std::unique_ptr<cuda::PinnedBuffer> downloads_;
   const std::unique_ptr<cuda::CudaBuffer> scratch_;
   const std::unique_ptr<cuda::LibraryGemm> library_;     // kFast only
+  const std::unique_ptr<MediaOps> media_;
   std::vector<std::pair<const char*, int64_t>> queued_;  // since the last wait, and how often
   // A call's tiles, each with its pieces; grow-only.
   struct Tile {

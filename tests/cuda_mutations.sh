@@ -42,6 +42,23 @@ linear_float32.second_barrier|kernels/linear.cu|s/__syncthreads\(\);\n(\s+for \(
 linear_float32.tail|kernels/linear.cu|s/ && k \+ c < p\.in//
 linear_float32.rows|kernels/linear.cu|s/if \(row \+ r >= t\.rows \|\| (.*?)\) continue;/if ($1) continue;/
 linear_float32.outputs|kernels/linear.cu|s/if \(row \+ r >= t\.rows \|\| (.*?)\) continue;/if (row + r >= t.rows) continue;/
+log_mel.bound|kernels/log_mel.cu|s/(log_mel_kernel\(Y.*?m < bands\.mels)/$1 + 1/s
+log_mel.heard|kernels/log_mel.cu|s/row < heard \? (BandEnergy.*?) : 0\.f/$1/s
+log_mel.frames|kernels/log_mel.cu|s/if \(row < frames\)/if (true)/
+row_energies.bound|kernels/log_mel.cu|s/(row_energies_kernel\(float.*?m < bands\.mels)/$1 - 1/s
+row_energies.barrier|kernels/log_mel.cu|s/__syncthreads\(\);  \/\/ every warp.*\n//
+greatest_energy.first|kernels/log_mel.cu|s/first \? v : fmaxf\(v, \*greatest\)/fmaxf(v, *greatest)/
+greatest_energy.others|kernels/log_mel.cu|s/first \? v : fmaxf\(v, \*greatest\)/v/
+greatest_energy.bound|kernels/log_mel.cu|s/i < n; i \+= kGreatestThreads/i < n - 1; i += kGreatestThreads/
+resize_columns.bound|kernels/picture.cu|s/(resize_columns_kernel\(float.*?const int end = )[^;]*/$1begin + kValues/s
+resize_rows.bound|kernels/picture.cu|s/(resize_rows_kernel\(float.*?const int64_t end = )[^;]*/$1begin + kValues/s
+resize_rows.begin|kernels/picture.cu|s/first < first_row \? y\[i\] : 0\.f/y[i]/
+resize_rows.continue|kernels/picture.cu|s/first < first_row \? y\[i\] : 0\.f/0.f/
+resize_rows.from|kernels/picture.cu|s/first > first_row \? first : first_row/first/
+resize_rows.to|kernels/picture.cu|s/last < first_row \+ num_rows \? last : first_row \+ num_rows/last/
+cut_crop.rows|kernels/picture.cu|s/row >= 0 && row < crop\.height && //
+cut_crop.columns|kernels/picture.cu|s/ && column >= 0 && column < crop\.width//
+cut_crop.bound|kernels/picture.cu|s/i < row_values \* size;/i < row_values * size + 1;/
 moe_route.bound|kernels/moe.cu|s/e < r\.experts; e \+= 32/e < r.experts + 1; e += 32/
 moe_route.order|kernels/moe.cu|s/v == last && e > last_id/v == last/
 sort_pairs.first_barrier|kernels/moe.cu|s/__syncthreads\(\);\n  if/if/
@@ -87,6 +104,9 @@ tests_of() {
     store_kv.*) echo '*Store*' ;;
     conv1d.*) echo '*Conv1d*' ;;
     linear*) echo '*Linear*:*Aligned*:*Conv1d*:*TallTile*' ;;
+    log_mel.*|row_energies.*|greatest_energy.*) echo '*LogMel*:*Loudest*' ;;
+    resize_*) echo '*Resize*' ;;
+    cut_crop.*) echo '*Crops*' ;;
     moe_*|sort_*|add_*) echo '*Mixture*:*Router*' ;;
     attention_*) echo '*Paged*:*Long*:*Encoder*:*Aligned*:*WhatALaterToken*' ;;
   esac

@@ -22,6 +22,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "runtime/backend/batch.h"
+#include "runtime/backend/media_ops.h"
 #include "runtime/backend/tensor.h"
 
 namespace sensorium {
@@ -100,6 +101,9 @@ class Backend {
   // For logs and the ListModels answer, e.g. "cpu avx512_bf16, 2 threads".
   virtual std::string description() const = 0;
   DType dtype() const { return dtype_; }
+
+  // Media into model input on the device, or null: the host does it, on threads of its own.
+  virtual MediaOps* media_ops() { return nullptr; }
 
   // ---- Memory and weights: load time -----------------------------------------------------------
   // RESOURCE_EXHAUSTED with both numbers when the device has not that much.

@@ -15,7 +15,9 @@
 #include "cuda/kernels/convert_rows.h"
 #include "cuda/kernels/layer_norm.h"
 #include "cuda/kernels/linear.h"
+#include "cuda/kernels/log_mel.h"
 #include "cuda/kernels/moe.h"
+#include "cuda/kernels/picture.h"
 #include "cuda/kernels/rms_norm.h"
 #include "cuda/kernels/rope.h"
 #include "cuda/kernels/silu_mul.h"
@@ -305,12 +307,120 @@ void AddAttention(std::vector<Case>& cases) {
       {1, 500, 8, 2, 64, kF32});
 }
 
+// A window's end: 40 of 48 rows of spectra, each bin in one band or two, the first in none.
+void AddSound(std::vector<Case>& cases) {
+  constexpr int kMels = 80, kBins = 201, kHeard = 40, kAll = 48;
+  std::vector<int32_t> first_bin, weights_at = {0};
+  for (int m = 0; m < kMels; ++m) {  // bins [1, 201) in bands of five, half of them shared
+    first_bin.push_back(1 + m * 5 / 2);
+    weights_at.push_back(weights_at.back() + std::min(5, kBins - first_bin.back()));
+  }
+  const int32_t num_weights = weights_at.back();
+  const double tables = 4.0 * (kMels + kMels + 1 + num_weights);
+  const double spectra = kHeard * 2.0 * (kBins - 1) * 4;
+  const auto bands = [=](Device& d) -> MelBands {
+    return {d.Array(first_bin), d.Array(weights_at),
+            d.Array(std::vector<float>(static_cast<size_t>(num_weights), 0.1f)), kMels, kBins};
+  };
+  const auto in = [=](Device& d) {
+    return d.Array(std::vector<float>(size_t{kHeard} * 2 * kBins, 1.f));
+  };
+  cases.push_back({"log_mel_kernel",
+                   "40 of 48 rows, 80 mels, to bf16",
+                   "row",
+                   kAll,
+                   {spectra + kAll * kMels * 2.0 + tables, kHeard * (num_weights * 5.0 + kMels)},
+                   [=](Device& d) {
+                     LogMel(d.Out(kAll, kMels, kBf16), in(d), bands(d), kAll, kHeard, kAll, 0.f,
+                            d.queue());
+                   }});
+  cases.push_back({"row_energies_kernel",
+                   "80 mels",
+                   "row",
+                   kHeard,
+                   {spectra + kHeard * 4.0 + tables, kHeard * num_weights * 5.0},
+                   [=](Device& d) {
+                     auto* energies = d.Array(std::vector<float>(kHeard));
+                     RowEnergies(energies, in(d), bands(d), kHeard, d.queue());
+                   }});
+  cases.push_back(
+      {"greatest_energy_kernel", "3000 rows", "row", 3000, {3000 * 4.0 + 4, 3000}, [=](Device& d) {
+         auto* energies = d.Array(std::vector<float>(3000, 2.f));
+         GreatestEnergy(d.Array(std::vector<float>(1)), energies, 3000, true, d.queue());
+       }});
+}
+
+// A strip of 12 rows that become 6 and a crop that hangs over the edge.
+void AddPictures(std::vector<Case>& cases) {
+  constexpr int kWidth = 700, kRowsIn = 12, kToWidth = 350, kToHeight = 6;
+  struct Axis {
+    std::vector<int32_t> first, weights_at;
+    std::vector<float> weights;
+  };
+  const auto halve = [](int outputs) {  // two inputs each
+    Axis axis;
+    for (int k = 0; k < outputs; ++k) axis.first.push_back(2 * k);
+    for (int k = 0; k <= outputs; ++k) axis.weights_at.push_back(2 * k);
+    axis.weights.assign(2 * static_cast<size_t>(outputs), 0.5f);
+    return axis;
+  };
+  const auto taps = [](Device& d, const Axis& a) -> ResizeTaps {
+    return {d.Array(a.first), d.Array(a.weights_at), d.Array(a.weights),
+            static_cast<int64_t>(a.first.size())};
+  };
+  const Axis columns = halve(kToWidth), rows = halve(kToHeight);
+  const double z = kRowsIn * kToWidth * 3.0, y = kToHeight * kToWidth * 3.0;
+  cases.push_back({"resize_columns_kernel",
+                   "12 rows of 700 to 350",
+                   "pixel",
+                   kRowsIn * kWidth,
+                   {kRowsIn * kWidth * 3.0 + z * 4 + (4 * kToWidth + 1) * 4.0, z * 6},
+                   [=](Device& d) {
+                     auto* pixels =
+                         d.Array(std::vector<uint8_t>(size_t{3} * kRowsIn * kWidth, 200));
+                     ResizeColumns(d.Array(std::vector<float>(static_cast<size_t>(z))), pixels,
+                                   kWidth, taps(d, columns), kRowsIn, d.queue());
+                   }});
+  cases.push_back({"resize_rows_kernel",
+                   "12 rows to 6 of 350",
+                   "value of y",
+                   y,
+                   {z * 4 + y * 4 + (4 * kToHeight + 1) * 4.0, y * 4},
+                   [=](Device& d) {
+                     auto* in = d.Array(std::vector<float>(static_cast<size_t>(z), 0.5f));
+                     ResizeRows(d.Array(std::vector<float>(static_cast<size_t>(y))), in,
+                                taps(d, rows), kToWidth * 3, 0, kRowsIn, 0, kToHeight, d.queue());
+                   }});
+  constexpr int kSide = 4, kPatch = 14, kCrop = kSide * kPatch, kInside = 50;
+  const double patches = kCrop * kCrop * 3.0;
+  cases.push_back({"cut_crop_kernel",
+                   "4 x 4 patches of 14 to bf16, 50 x 56 pixels inside",
+                   "value",
+                   patches,
+                   {patches * 2 + kInside * kCrop * 3.0 * 4, patches * 2},
+                   [=](Device& d) {
+                     const CropOf crop = {
+                         .picture = d.Array(std::vector<float>(size_t{3} * kInside * 80, 0.5f)),
+                         .height = kInside,
+                         .width = 80,
+                         .x = 3,
+                         .y = 0,
+                         .per_side = kSide,
+                         .patch_size = kPatch,
+                         .mean = {0.5f, 0.5f, 0.5f},
+                         .std = {0.25f, 0.25f, 0.25f}};
+                     CutCrop(d.Out(kSide * kSide, kPatch * kPatch * 3, kBf16), crop, d.queue());
+                   }});
+}
+
 TEST(TrafficTest, EachKernelMovesWhatItsHeaderSaysAndTheTableTellsTheRest) {
   std::vector<Case> cases;
   AddRows(cases);
   AddLinears(cases);
   AddMixture(cases);
   AddAttention(cases);
+  AddSound(cases);
+  AddPictures(cases);
   std::string table =
       "Counted while each kernel was executed by emulation (tests/cuda/traffic_test.cc), load by\n"
       "load. `least`: inputs and outputs once. `touched`: bytes of memory that were read or "

@@ -13,6 +13,7 @@
 #include "nlohmann/json.hpp"
 #include "runtime/media/audio.h"
 #include "runtime/media/real_fft.h"
+#include "tests/reference/media.h"
 #include "tests/runtime/media/media_files.h"
 
 namespace sensorium {
@@ -58,42 +59,17 @@ std::vector<float> RandomSamples(int64_t size, std::mt19937_64& random) {
   return samples;
 }
 
-// The front end as its formulas read, in double, one bin after the other. Returns
-// [frames, mels]. Source: openai/whisper, audio.py, log_mel_spectrogram. REQUIRES: samples can be
-// reflected.
+// The front end as its formulas read, in double: [frames, mels].
 std::vector<double> NaiveLogMel(const std::vector<float>& samples, int32_t mels, int32_t n_fft,
                                 int32_t hop) {
   const std::vector<float> filters = SlaneyMelFilters(mels, n_fft);
-  const int64_t size = static_cast<int64_t>(samples.size()), bins = n_fft / 2 + 1;
-  std::vector<double> cosines(n_fft), sines(n_fft), out;
-  for (int32_t i = 0; i < n_fft; ++i) {
-    cosines[i] = std::cos(2 * std::numbers::pi * i / n_fft);
-    sines[i] = std::sin(2 * std::numbers::pi * i / n_fft);
-  }
   std::vector<float> window(n_fft);  // periodic Hann; the reference too keeps it in float32
-  for (int32_t i = 0; i < n_fft; ++i) window[i] = static_cast<float>(0.5 * (1 - cosines[i]));
-  for (int64_t t = 0; t < size / hop; ++t) {
-    std::vector<double> power(bins);
-    for (int64_t k = 0; k < bins; ++k) {
-      double re = 0, im = 0;
-      for (int64_t i = 0; i < n_fft; ++i) {
-        int64_t at = std::abs(t * hop + i - n_fft / 2);
-        if (at >= size) at = 2 * size - 2 - at;
-        const double v = samples[at] * double{window[i]};
-        re += v * cosines[k * i % n_fft];
-        im -= v * sines[k * i % n_fft];
-      }
-      power[k] = re * re + im * im;
-    }
-    for (int32_t m = 0; m < mels; ++m) {
-      double energy = 0;
-      for (int64_t k = 0; k < bins; ++k) energy += filters[m * bins + k] * power[k];
-      out.push_back(std::log10(std::max(energy, 1e-10)));
-    }
+  for (int32_t i = 0; i < n_fft; ++i) {
+    window[i] = static_cast<float>(0.5 * (1 - std::cos(2 * std::numbers::pi * i / n_fft)));
   }
-  const double loudest = *std::max_element(out.begin(), out.end());
-  for (double& v : out) v = (std::max(v, loudest - 8) + 4) / 4;
-  return out;
+  const reference::Array energies = reference::MelEnergies(
+      {.samples = samples}, {.window = window, .filters = filters, .hop = hop});
+  return reference::LogMel(energies, reference::Loudest(energies)).values;
 }
 
 void ExpectSums(const MelSpectrogram& mel, const nlohmann::json& golden) {
