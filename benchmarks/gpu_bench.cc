@@ -22,6 +22,8 @@
 
 #include "cuda/cuda_backend.h"
 #include "nlohmann/json.hpp"
+#include "runtime/engine/device_media.h"
+#include "runtime/media/log_mel.h"
 #include "tests/runtime/models/model_runner.h"
 
 namespace sensorium {
@@ -58,6 +60,7 @@ class Bench {
     Rows();
     Attention();
     Mixture();
+    Media();
   }
   void AddDecode(const std::string& model);
   void Print() const;
@@ -119,6 +122,7 @@ class Bench {
   void Rows();
   void Attention();
   void Mixture();
+  void Media();
 
   Backend& be_;
   const bool small_;
@@ -232,6 +236,41 @@ void Bench::Mixture() {
           be_.AddMoe(y, x, ids, w, weights);
         });
   }
+}
+
+// A window of Whisper large-v3's sound, and a photograph of 12 megapixels for Molmo: with the way
+// up of samples and pixels, which is most of it.
+void Bench::Media() {
+  MediaOps& ops = *be_.media_ops();
+  const LogMelExtractor extractor(128);
+  const std::vector<float> filters = SlaneyMelFilters(128, 400);
+  const auto tables =
+      ops.MakeLogMel({.window = extractor.window(), .filters = filters, .hop = 160});
+  const int64_t frames = small_ ? 50 : 3000;
+  const std::vector<float> samples(static_cast<size_t>(frames * 160), 0.1f);
+  const TensorView mel = Array(kBf16, {frames, 128});
+  const double n = static_cast<double>(frames), spectra = n * 402 * 4;
+  Add("log_mel, Whisper window", n * 160 * 4 + 2 * spectra + n * 128 * 2, 2 * n * 400 * 402, [&] {
+    ops.LogMel(mel, *tables, {samples, 0}, 0, frames, 0.f);
+  });
+
+  const int64_t width = small_ ? 120 : 4000, height = small_ ? 90 : 3000;
+  MolmoImageConfig config;
+  const auto layout =
+      LayOutMolmoImage(static_cast<int32_t>(width), static_cast<int32_t>(height), config);
+  CHECK(layout.ok()) << layout.status();
+  const DevicePicture picture(
+      RgbImage{static_cast<int32_t>(width), static_cast<int32_t>(height),
+               std::vector<uint8_t>(static_cast<size_t>(3 * width * height), 100)},
+      *layout, config);
+  buffers_.push_back(*be_.Allocate(DevicePicture::StateBytes(config)));
+  std::byte* const state = buffers_.back()->data();
+  const double pixels = static_cast<double>(3 * width * height);
+  Add("resize, photograph of 12 megapixels", 2 * pixels, 8 * pixels,
+      [&] { picture.Resize(ops, 0, picture.units(), state); });
+  const TensorView patches = Array(kBf16, {576, 588});
+  Add("cut_crop, 336 x 336", 336.0 * 336 * 3 * 6, 336.0 * 336 * 3 * 2,
+      [&] { picture.CutCrops(ops, 0, state, patches); });
 }
 
 // Tokens a second of one and of eight sequences decoding side by side.

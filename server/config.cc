@@ -164,6 +164,16 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   device.Number("memory_share", &config.backend.memory_share, 0.01, 1);
   device.Number("threads", &config.backend.threads, 0, 4096);
   device.Bool("pin_threads", &config.backend.pin_threads);
+  device.Other("media", [&](const YAML::Node& node) {
+    const std::string place = node.IsScalar() ? node.Scalar() : "";
+    static const std::map<std::string, MediaPlace> kPlaces = {
+        {"auto", MediaPlace::kAuto}, {"host", MediaPlace::kHost}, {"device", MediaPlace::kDevice}};
+    const auto it = kPlaces.find(place);
+    if (it != kPlaces.end()) config.engine.media = it->second;
+    if (it != kPlaces.end()) return absl::OkStatus();
+    return At(file, node,
+              absl::StrCat("device.media is '", place, "'; there are auto, host and device"));
+  });
 
   EngineConfig& e = config.engine;
   engine.Number("kv_cache_mib", &e.kv_cache_bytes, 1, 4096.0 * 1024, kMiB);

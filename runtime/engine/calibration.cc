@@ -4,6 +4,7 @@
 #include <chrono>
 
 #include "absl/functional/function_ref.h"
+#include "runtime/engine/device_media.h"
 #include "runtime/engine/step_batch.h"
 
 namespace sensorium {
@@ -92,25 +93,55 @@ void TryEncoder(LoadedModel& model, const CalibrationSpace& space, int32_t crops
       table.Grow(c.audio_positions);
       std::vector<int64_t> slots(c.audio_positions);
       for (int32_t i = 0; i < c.audio_positions; ++i) slots[i] = table.Slot(i);
-      const std::vector<float> mel(static_cast<size_t>(c.window_frames()) * c.mels, 0.1f);
       const TensorView x(space.encoder_state, DType::kFloat32, {c.audio_positions, c.hidden});
       const int32_t stages = model.UnitsPerWindow();
-      trial({.encode_units = stages}, [&] {
-        model.whisper->EncodeStages(0, stages, x, mel, model.cross_kv, slots, space.workspace);
-      });
+      if (model.media) {  // a window's share of listening is a unit, too
+        const int64_t samples = int64_t{c.window_frames()} * model.log_mel->hop();
+        trial({.encode_units = 1 + stages}, [&] {
+          DeviceRecording recording(std::vector<float>(samples, 0.1f), 0, *model.log_mel_tables,
+                                    c.window_frames());
+          recording.Listen(*model.media, recording.units_left());
+          const auto mel = [&](TensorView y) { recording.LogMel(*model.media, y, 0, y.rows()); };
+          model.whisper->EncodeStages(0, stages, x, mel, model.cross_kv, slots, space.workspace);
+        });
+      } else {
+        const std::vector<float> mel(static_cast<size_t>(c.window_frames()) * c.mels, 0.1f);
+        trial({.encode_units = stages}, [&] {
+          model.whisper->EncodeStages(0, stages, x, FromHost{model.whisper->backend(), mel},
+                                      model.cross_kv, slots, space.workspace);
+        });
+      }
     }
     space.blocks.Unreserve(need);
     return;
   }
   const VisionConfig& v = model.molmo->vision->config();
   const int64_t tokens = int64_t{crops} * v.tokens_per_crop();
-  const std::vector<float> pixels(static_cast<size_t>(crops) * v.patches() * v.patch_dim, 0.1f);
   const std::vector<float> masks(static_cast<size_t>(crops) * v.patches(), 1.0f);
   const std::vector<int32_t> index(tokens, 0);
-  trial({.encode_units = crops}, [&] {
-    model.molmo->vision->Encode(model.FeatureSlot(0).Rows(0, tokens), pixels, masks, index,
-                                space.workspace);
-  });
+  const TensorView features = model.FeatureSlot(0).Rows(0, tokens);
+  if (model.media) {  // the same crop each time, of a picture that is resized first
+    const MolmoImageConfig& config = model.molmo->config.image;
+    const int32_t side = config.crop_size;
+    const auto layout = LayOutMolmoImage(side, side, config);
+    CHECK(layout.ok()) << layout.status();
+    const DevicePicture picture(
+        RgbImage{side, side, std::vector<uint8_t>(size_t{3} * side * side, 128)}, *layout, config);
+    trial({.encode_units = picture.units() + crops}, [&] {
+      picture.Resize(*model.media, 0, picture.units(), space.encoder_state);
+      const auto cut = [&](TensorView pixels) {
+        for (int32_t c = 0; c < crops; ++c) {
+          picture.CutCrops(*model.media, 0, space.encoder_state,
+                           pixels.Rows(int64_t{c} * v.patches(), int64_t{c + 1} * v.patches()));
+        }
+      };
+      model.molmo->vision->Encode(features, cut, masks, index, space.workspace);
+    });
+    return;
+  }
+  const std::vector<float> pixels(static_cast<size_t>(crops) * v.patches() * v.patch_dim, 0.1f);
+  trial({.encode_units = crops},
+        [&] { model.molmo->vision->Encode(features, pixels, masks, index, space.workspace); });
 }
 
 // A pass over `rows` sequences of `tokens` new tokens behind `context` cached ones.

@@ -21,7 +21,7 @@ Prices GuessPrices(const LoadedModel& model);
 struct CalibrationSpace {
   Workspace& workspace;
   std::byte* logits;         // float32 [max_logit_rows, vocab]
-  std::byte* encoder_state;  // LoadedModel::EncoderStateBytes()
+  std::byte* encoder_state;  // LoadedModel::EncoderStateBytes(), null where that is 0
   BlockAllocator& blocks;    // nobody uses it yet
   int32_t max_batch_tokens;
   int32_t max_batch_seqs;

@@ -73,6 +73,12 @@ absl::StatusOr<std::vector<TenantOptions>> LimitsOf(const EngineConfig& config) 
 
 absl::Status EngineImpl::Load(const Progress& progress) {
   if (config_.models.empty()) return absl::InvalidArgumentError("the config names no model");
+  MediaOps* const media = config_.media == MediaPlace::kHost ? nullptr : backend_->media_ops();
+  if (config_.media == MediaPlace::kDevice && media == nullptr) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("media are to be prepared on the device, and this one (",
+                     backend_->description(), ") leaves them to the host: 'auto' or 'host'"));
+  }
   for (const ModelConfig& m : config_.models) {
     for (const auto& other : models_) {
       if (other->name == m.name) {
@@ -85,6 +91,7 @@ absl::Status EngineImpl::Load(const Progress& progress) {
                                                      if (progress) progress(m.name, done, total);
                                                    }));
     model->index = static_cast<int32_t>(models_.size());
+    if (media) model->MakeMediaOn(*media);
     spdlog::info("loaded {} ({}, {:.1f} M parameters, {}) in {:.2f} s", m.name, model->info.kind,
                  static_cast<double>(model->info.parameters) / 1e6, model->info.dtype,
                  std::chrono::duration<double>(Clock::now() - start).count());

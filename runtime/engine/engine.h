@@ -31,6 +31,13 @@ struct TenantConfig {
   int32_t max_waiting = 0, max_running = 0, max_blocks = 0;  // 0: no limit of its own
 };
 
+// Where media become model input: log-mel spectra, patches.
+enum class MediaPlace : uint8_t {
+  kAuto,    // on the device where it can, else on the host
+  kHost,    // on the preparation threads
+  kDevice,  // on the device, or the engine does not start
+};
+
 struct EngineConfig {
   std::vector<ModelConfig> models;
   std::string speech_model;  // transcribes audio parts of Generate; "": the only whisper there is
@@ -52,6 +59,7 @@ struct EngineConfig {
   bool prefix_cache = true;          // full KV blocks of past prompts are kept while there is room
   size_t encoder_cache_bytes = size_t{64} << 20;  // of KV blocks with encoded audio that nobody uses
   bool calibrate = true;             // measure the models at start; else prices begin as a guess
+  MediaPlace media = MediaPlace::kAuto;
   std::vector<TenantConfig> tenants;
   int32_t max_tenants = 64;          // told apart at once; the tenants above are among them
   std::string trace_path;            // writes every arrival and plan; "": none

@@ -34,19 +34,25 @@ GenerateJob::GenerateJob(LoadedModel& model, PreparedGenerate prepared,
     }
     std::sort(feature_at_.begin(), feature_at_.end());
     spec_.feature_slots = 1;
-    spec_.encode_units = layout.crops;
+    spec_.encode_units = layout.crops + UnitsToResize();
     const auto bytes = [](const std::vector<float>& v) {
       return std::span(reinterpret_cast<const uint8_t*>(v.data()), v.size() * sizeof(float));
     };
-    image_hash_ = ContentHasher()
-                      .Update("image features")
-                      .Update(std::span<const uint8_t>(model.cache_root.bytes))
-                      .Update(tenant_salt)
-                      .Update(int64_t{layout.tile_rows})
-                      .Update(int64_t{layout.tile_cols})
-                      .Update(bytes(p_.image->masks))
-                      .Update(bytes(p_.image->pixels))
-                      .Finish();
+    ContentHasher hasher;
+    hasher.Update(p_.picture ? "picture's features" : "image features")
+        .Update(std::span<const uint8_t>(model.cache_root.bytes))
+        .Update(tenant_salt);
+    if (p_.picture) {  // all that the device makes follows from these
+      hasher.Update(int64_t{p_.image_width})
+          .Update(int64_t{p_.image_height})
+          .Update(std::span<const uint8_t>(p_.picture->image().pixels));
+    } else {
+      hasher.Update(int64_t{layout.tile_rows})
+          .Update(int64_t{layout.tile_cols})
+          .Update(bytes(p_.image->masks))
+          .Update(bytes(p_.image->pixels));
+    }
+    image_hash_ = hasher.Finish();
   }
   root_ = ContentHasher()
               .Update("prefix")
@@ -143,7 +149,7 @@ void GenerateJob::Preempt() {
   // are kept, since the picture's pixels are gone by now.
   if (WaitsForFeatures()) {
     DropFeatures();
-    crops_done_ = 0;
+    resized_ = crops_done_ = 0;
   }
 }
 
@@ -175,7 +181,8 @@ JobWork GenerateJob::Pending() const {
       if (model_.feature_cache->writer(features_->slot) != holder()) {
         return {.context = first.computed};
       }
-      return {WorkKind::kEncode, p_.image->layout.crops - crops_done_, first.computed};
+      return {WorkKind::kEncode, UnitsToResize() + p_.image->layout.crops - crops_done_,
+              first.computed};
     }
     return {WorkKind::kPrefill, PromptTokens() - first.computed, first.computed};
   }
@@ -196,17 +203,32 @@ JobWork GenerateJob::Pending() const {
   return {WorkKind::kDecode, live, context, tables};
 }
 
-void GenerateJob::RunEncode(int32_t units, TensorView, Workspace& workspace) {
+void GenerateJob::RunEncode(int32_t units, TensorView state, Workspace& workspace) {
   MolmoImageInputs& image = *p_.image;
+  if (const int32_t resize = std::min(units, UnitsToResize()); resize > 0) {
+    p_.picture->Resize(*model_.media, resized_, resized_ + resize, state.bytes());
+    resized_ += resize;
+    units -= resize;
+    if (units == 0) return;
+  }
   const VisionConfig& vision = model_.molmo->vision->config();
   const int64_t begin = crops_done_, end = crops_done_ + units;
   const int64_t patches = vision.patches(), tokens = vision.tokens_per_crop();
   const int64_t crop_pixels = patches * vision.patch_dim;
-  model_.molmo->vision->Encode(
-      model_.FeatureSlot(features_->slot).Rows(kept_before_[begin], kept_before_[end]),
-      std::span(image.pixels).subspan(begin * crop_pixels, units * crop_pixels),
-      std::span(image.masks).subspan(begin * patches, units * patches),
-      std::span(image.layout.token_index).subspan(begin * tokens, units * tokens), workspace);
+  const TensorView features =
+      model_.FeatureSlot(features_->slot).Rows(kept_before_[begin], kept_before_[end]);
+  const auto masks = std::span(image.masks).subspan(begin * patches, units * patches);
+  const auto index = std::span(image.layout.token_index).subspan(begin * tokens, units * tokens);
+  if (p_.picture) {
+    const auto cut = [&](TensorView pixels) {
+      p_.picture->CutCrops(*model_.media, crops_done_, state.bytes(), pixels);
+    };
+    model_.molmo->vision->Encode(features, cut, masks, index, workspace);
+  } else {
+    model_.molmo->vision->Encode(
+        features, std::span(image.pixels).subspan(begin * crop_pixels, units * crop_pixels), masks,
+        index, workspace);
+  }
   crops_done_ += units;
   if (crops_done_ == image.layout.crops) model_.feature_cache->MarkReady(features_->slot);
 }
@@ -236,9 +258,10 @@ void GenerateJob::AddPrefill(int32_t tokens, StepBatch& batch) {
   feature_offsets_.clear();
   TensorView features;
   if (features_) {
-    if (!p_.image->pixels.empty()) {
-      p_.image->pixels = {};  // the features are what is needed from here on
+    if (!p_.image->masks.empty()) {  // the features are what is needed from here on
+      p_.image->pixels = {};
       p_.image->masks = {};
+      p_.picture.reset();
       p_.media.Reset();
     }
     features = model_.FeatureSlot(features_->slot);
@@ -438,6 +461,7 @@ void GenerateJob::End(absl::Status status) {
   for (Answer& answer : answers_) answer.table.Clear();
   DropFeatures();
   p_.image.reset();
+  p_.picture.reset();
   p_.media.Reset();
   stream_->Ended(std::move(status));
   Post();

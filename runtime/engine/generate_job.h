@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/engine/answer_stream.h"
+#include "runtime/engine/device_media.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/job.h"
 #include "runtime/kv_cache/block_cache.h"
@@ -25,6 +26,7 @@ struct PreparedGenerate {
   std::string heard;
   std::vector<int32_t> prompt;  // token ids, BOS first
   std::optional<MolmoImageInputs> image;
+  std::optional<DevicePicture> picture;  // where the device makes the image's patches
   int32_t image_width = 0, image_height = 0;
   int32_t max_tokens = 0;  // within the context
   int64_t audio_ms = 0;
@@ -76,6 +78,7 @@ class GenerateJob : public Job {
   // them.
   bool WaitsForFeatures() const;
   void DropFeatures();
+  int32_t UnitsToResize() const { return p_.picture ? p_.picture->units() - resized_ : 0; }
   // The answer, of those alive, that lacks cache for tokens it had before a preemption.
   const Answer* Behind() const;
   void KeepPrompt();
@@ -106,6 +109,7 @@ class GenerateJob : public Job {
   std::optional<EncoderCache::Lease> features_;
   std::vector<std::pair<int32_t, int32_t>> feature_at_;  // (position, row), by position
   std::vector<int32_t> kept_before_;                     // features of crops [0, c)
+  int32_t resized_ = 0;  // units of p_.picture, onto this encode's state
   int32_t crops_done_ = 0;
   int32_t prefilling_ = 0;       // tokens of the chunk in flight
   Answer* chunk_of_ = nullptr;   // whose

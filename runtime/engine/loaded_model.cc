@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "runtime/base/status_macros.h"
+#include "runtime/engine/device_media.h"
 #include "runtime/media/audio.h"
 #include "runtime/weights/bounded_json.h"
 #include "runtime/weights/json_fields.h"
@@ -42,7 +43,8 @@ absl::StatusOr<FrontEnd> ReadFrontEnd(const Checkpoint& checkpoint, const Whispe
                    OptionalInt(json, "feature_size", file, config.mels, 1, 1024));
   ASSIGN_OR_RETURN(const int64_t rate,
                    OptionalInt(json, "sampling_rate", file, kAudioSampleRate, 1, 1 << 20));
-  ASSIGN_OR_RETURN(front.n_fft, OptionalInt(json, "n_fft", file, front.n_fft, 2, 1 << 16));
+  // A transform made by a product has n_fft^2 coefficients.
+  ASSIGN_OR_RETURN(front.n_fft, OptionalInt(json, "n_fft", file, front.n_fft, 2, 1 << 12));
   ASSIGN_OR_RETURN(front.hop, OptionalInt(json, "hop_length", file, front.hop, 1, front.n_fft));
   ASSIGN_OR_RETURN(const int64_t seconds, OptionalInt(json, "chunk_length", file, 0, 1, 1 << 16));
   if (mels != config.mels || rate != kAudioSampleRate) {
@@ -147,8 +149,18 @@ TensorView LoadedModel::FeatureSlot(int32_t slot) const {
                     {MaxFeatures(), molmo->config.llm.hidden});
 }
 
+void LoadedModel::MakeMediaOn(MediaOps& ops) {
+  media = &ops;
+  if (!is_whisper()) return;
+  const std::span<const float> window = log_mel->window();
+  const std::vector<float> filters =
+      SlaneyMelFilters(log_mel->num_mels(), static_cast<int32_t>(window.size()));
+  log_mel_tables = ops.MakeLogMel({.window = window, .filters = filters, .hop = log_mel->hop()});
+}
+
 size_t LoadedModel::EncoderStateBytes() const {
-  if (!is_whisper()) return 0;  // a crop is one unit
+  // A crop is one unit, cut from a picture that was resized before the first.
+  if (!is_whisper()) return media ? DevicePicture::StateBytes(molmo->config.image) : 0;
   const WhisperConfig& c = whisper->config();
   return sizeof(float) * c.audio_positions * c.hidden;
 }

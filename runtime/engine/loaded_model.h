@@ -38,9 +38,15 @@ struct LoadedModel {
   std::unique_ptr<Whisper> whisper;
   std::optional<WhisperVocabulary> vocabulary;
   std::unique_ptr<LogMelExtractor> log_mel;
+  std::unique_ptr<LogMelTables> log_mel_tables;  // the same on the device; null without `media`
   KvCacheView cross_kv;  // block_size encoder positions a block
 
   KvCacheView self_kv;
+
+  // What makes model input of media on the device; null: preparation does it on the host. Engine
+  // thread only.
+  MediaOps* media = nullptr;
+  void MakeMediaOn(MediaOps& ops);
 
   // Image features: slots of the device, each for one picture's vectors, float32
   // [max_features, hidden]. Taken at start; which slot holds what, feature_cache knows.
@@ -63,7 +69,7 @@ struct LoadedModel {
 
   // Encode units are crops, or the stages of one audio window.
   int32_t UnitsPerWindow() const { return whisper->encode_stages(); }
-  size_t EncoderStateBytes() const;  // what must survive between two stages
+  size_t EncoderStateBytes() const;  // what must survive between two stages or crops
 
   bool is_whisper() const { return whisper != nullptr; }
   int32_t vocab_size() const {

@@ -171,19 +171,25 @@ absl::StatusOr<PreparedGenerate> PrepareGenerate(const LoadedModel& model,
     if (!info.ok()) return AboutField(info.status(), image_field);
     const auto layout = LayOutMolmoImage(info->width, info->height, molmo.image);
     if (!layout.ok()) return AboutField(layout.status(), image_field);
+    const size_t patches = size_t(layout->crops) * model.molmo->vision->config().patches();
     const size_t decoded =
-        size_t{3} * info->width * info->height +
-        sizeof(float) * layout->crops * model.molmo->vision->config().patches() *
-            (size_t(model.molmo->vision->config().patch_dim) + 1);
+        size_t{3} * info->width * info->height + sizeof(float) * patches +
+        (model.media ? DevicePicture::FilterBytes(info->width, info->height, *layout, molmo.image)
+                     : sizeof(float) * patches * model.molmo->vision->config().patch_dim);
     ASSIGN_OR_RETURN(p.media, preparation.budget.Take(decoded));
     const Stop stop = preparation.stop.stop();
-    const auto image = DecodeImage(Bytes(*image_bytes), config.image_limits, stop);
+    auto image = DecodeImage(Bytes(*image_bytes), config.image_limits, stop);
     if (!image.ok()) return Explain(image.status(), preparation.stop, image_field);
     p.image_width = image->width;
     p.image_height = image->height;
-    auto inputs = PreprocessMolmoImage(*image, molmo.image, stop);
-    if (!inputs.ok()) return Explain(inputs.status(), preparation.stop, image_field);
-    p.image = *std::move(inputs);
+    if (model.media) {
+      p.image = DescribeMolmoImage(image->width, image->height, *layout, molmo.image);
+      p.picture.emplace(*std::move(image), *layout, molmo.image);
+    } else {
+      auto inputs = PreprocessMolmoImage(*image, molmo.image, stop);
+      if (!inputs.ok()) return Explain(inputs.status(), preparation.stop, image_field);
+      p.image = *std::move(inputs);
+    }
   }
   p.prompt = model.prompt->Build(turns, p.image ? &p.image->layout : nullptr);
   const int32_t context = model.max_positions();
@@ -253,21 +259,24 @@ absl::StatusOr<PreparedTranscribe> PrepareTranscribe(const LoadedModel& model,
                       absl::StrCat("is ", o.max_tokens_per_window, "; the limit is ", text / 2));
   }
   MediaHold hold(preparation.budget);
-  ASSIGN_OR_RETURN(const std::vector<float> samples,
-                   DecodeWithin(preparation, request.audio, hold));
+  ASSIGN_OR_RETURN(std::vector<float> samples, DecodeWithin(preparation, request.audio, hold));
   std::string().swap(request.audio);  // assigning "" would keep the memory
   undecoded.Reset();
   const WhisperConfig& c = model.whisper->config();
   const int64_t window_samples = model.info.window_ms * kAudioSampleRate / 1000;
-  const int64_t hop = window_samples / c.window_frames();
-  const int64_t frames = (static_cast<int64_t>(samples.size()) + window_samples) / hop;
-  ASSIGN_OR_RETURN(p.media, preparation.budget.Take(sizeof(float) * frames * c.mels));
-  p.mel = model.log_mel->Compute(samples, window_samples, preparation.stop.stop());
-  if (p.mel.frames == 0) {
-    return Explain(StoppedError(), preparation.stop, "audio");
-  }
-  p.content_frames = p.mel.frames - c.window_frames();
+  const int64_t frames =
+      (static_cast<int64_t>(samples.size()) + window_samples) / model.log_mel->hop();
+  p.content_frames = frames - c.window_frames();
   p.audio_ms = static_cast<int64_t>(samples.size()) * 1000 / kAudioSampleRate;
+  if (model.media) {
+    p.media = hold.SplitAll();
+    p.recording.emplace(std::move(samples), window_samples, *model.log_mel_tables,
+                        c.window_frames());
+  } else {
+    ASSIGN_OR_RETURN(p.media, preparation.budget.Take(sizeof(float) * frames * c.mels));
+    p.mel = model.log_mel->Compute(samples, window_samples, preparation.stop.stop());
+    if (p.mel.frames == 0) return Explain(StoppedError(), preparation.stop, "audio");
+  }
   p.request = std::move(request);
   return p;
 }

@@ -47,6 +47,7 @@ class MediaHold {
   absl::Status Resize(size_t bytes);
   // `bytes` of it go their own way. REQUIRES: it has them.
   MediaReservation Split(size_t bytes);
+  MediaReservation SplitAll() { return Split(bytes_); }
 
  private:
   MediaBudget* budget_;
@@ -98,8 +99,8 @@ absl::StatusOr<PreparedGenerate> PrepareGenerate(const LoadedModel& model,
                                                  GenerateRequest request,
                                                  const std::vector<std::string>& heard);
 
-// Decodes the recording and computes its log-mel spectrogram. `undecoded` is the file's place in the
-// budget, given back with the file.
+// Decodes the recording and, unless the device does, computes its log-mel spectrogram. `undecoded`
+// is the file's place in the budget, given back with the file.
 absl::StatusOr<PreparedTranscribe> PrepareTranscribe(const LoadedModel& model,
                                                      const Preparation& preparation,
                                                      TranscribeRequest request,

@@ -27,16 +27,18 @@ TranscribeJob::TranscribeJob(LoadedModel& model, PreparedTranscribe prepared,
   spec_.cross_len = c.audio_positions;
   const int64_t windows =
       std::max<int64_t>(1, (p_.content_frames + c.window_frames() - 1) / c.window_frames());
-  spec_.encode_units = windows * model.UnitsPerWindow();
+  spec_.encode_units = windows * model.UnitsPerWindow() + UnitsToListen();
   spec_.prefill_tokens = 4 * windows;  // start, language, task; what was said before comes on top
   spec_.decode_tokens = windows * c.text_positions / 8;
+  // Samples and what follows from them never meet under one name.
+  const std::span<const float> content =
+      p_.recording ? p_.recording->samples() : std::span<const float>(p_.mel.data);
   const ContentHash audio_hash =
       ContentHasher()
-          .Update("audio window")
+          .Update(p_.recording ? "recording's window" : "audio window")
           .Update(std::span<const uint8_t>(model.cache_root.bytes))
           .Update(tenant_salt)
-          .Update(std::span(reinterpret_cast<const uint8_t*>(p_.mel.data.data()),
-                            p_.mel.data.size() * sizeof(float)))
+          .Update(std::span(reinterpret_cast<const uint8_t*>(content.data()), content.size_bytes()))
           .Finish();
   transcript_ =
       std::make_shared<Transcript>(model,
@@ -183,25 +185,37 @@ JobWork TranscribeJob::Pending() const {
     if (stages_left_ == model_.UnitsPerWindow() && !queue_->HasRoom()) {
       return {WorkKind::kParked, 0, computed_, tables};
     }
-    return {WorkKind::kEncode, stages_left_, computed_, tables};
+    return {WorkKind::kEncode, UnitsToListen() + stages_left_, computed_, tables};
   }
   if (phase_ == Phase::kDecode) return {WorkKind::kDecode, tables, computed_, tables};
   return {WorkKind::kPrefill, static_cast<int32_t>(prompt_.size()) - computed_, computed_};
 }
 
+// The window's frames, zeros behind them: y act [window_frames, mels].
+void TranscribeJob::FillMel(TensorView y) const {
+  const int64_t all = p_.content_frames + y.rows();  // with the silence behind the recording
+  const int64_t frames = std::min({cross_size_, all - cross_begin_, y.rows()});
+  if (p_.recording) {
+    p_.recording->LogMel(*model_.media, y, cross_begin_, frames);
+    return;
+  }
+  std::vector<float>& window = model_.window_mel;
+  const int64_t mels = y.dim(1);
+  const auto end =
+      std::copy_n(p_.mel.data.begin() + cross_begin_ * mels, frames * mels, window.begin());
+  std::fill(end, window.end(), 0.0f);
+  FromHost{model_.whisper->backend(), window}(y);
+}
+
 void TranscribeJob::RunEncode(int32_t units, TensorView state, Workspace& workspace) {
   const WhisperConfig& c = model_.whisper->config();
-  const int32_t begin = model_.UnitsPerWindow() - stages_left_;
-  std::span<const float> mel;  // [window_frames, mels], which only the first stage reads
-  if (begin == 0) {
-    std::vector<float>& window = model_.window_mel;
-    const int64_t frames =
-        std::min({cross_size_, p_.mel.frames - cross_begin_, int64_t{c.window_frames()}});
-    const auto end =
-        std::copy_n(p_.mel.data.begin() + cross_begin_ * c.mels, frames * c.mels, window.begin());
-    std::fill(end, window.end(), 0.0f);
-    mel = window;
+  if (const int32_t listen = std::min(units, UnitsToListen()); listen > 0) {
+    p_.recording->Listen(*model_.media, listen);
+    units -= listen;
+    if (units == 0) return;
   }
+  const int32_t begin = model_.UnitsPerWindow() - stages_left_;
+  const auto mel = [&](TensorView y) { FillMel(y); };
   const TensorView x(state.bytes(), DType::kFloat32, {c.audio_positions, c.hidden});
   model_.whisper->EncodeStages(begin, begin + units, x, mel, model_.cross_kv, cross_slots_,
                                workspace);
@@ -319,6 +333,7 @@ void TranscribeJob::Release() {
   ended_ = true;
   if (services_.blocks) Preempt();
   p_.mel = {};
+  p_.recording.reset();
   p_.media.Reset();
 }
 

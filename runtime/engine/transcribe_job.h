@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "runtime/engine/device_media.h"
 #include "runtime/engine/engine.h"
 #include "runtime/engine/job.h"
 #include "runtime/engine/transcript.h"
@@ -23,7 +24,9 @@ namespace sensorium {
 struct PreparedTranscribe {
   TranscribeRequest request;
   std::string request_id;
-  MelSpectrogram mel;          // of the recording and one window of silence behind it
+  // Of the recording and one window of silence behind it, or what the device makes it of.
+  MelSpectrogram mel;
+  std::optional<DeviceRecording> recording;
   int64_t content_frames = 0;  // of the recording alone
   int64_t audio_ms = 0;
   std::optional<int32_t> language_id;  // given by the client
@@ -73,6 +76,9 @@ class TranscribeJob : public Job {
   // is encoding the same one, which is then waited for.
   bool TakeWindow(const AudioWindow& window);
   void StopWriting();
+  void FillMel(TensorView y) const;
+  // Units of the recording to be listened to before the first stage of a window.
+  int32_t UnitsToListen() const { return p_.recording ? p_.recording->units_left() : 0; }
   void FollowRows(std::vector<BlockCopy>& copies);
   void Release();
 

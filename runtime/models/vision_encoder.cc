@@ -142,21 +142,20 @@ void VisionEncoder::RunBlock(const Block& block, const Scratch& s, int64_t crops
   be_.AddLinear(s.x, s.mlp, *block.down);
 }
 
-void VisionEncoder::Encode(TensorView features, std::span<const float> pixels,
-                           std::span<const float> masks, std::span<const int32_t> token_index,
-                           Workspace& ws, const StageProbe* probe) const {
+void VisionEncoder::Encode(TensorView features, FillInput pixels, std::span<const float> masks,
+                           std::span<const int32_t> token_index, Workspace& ws,
+                           const StageProbe* probe) const {
   const int64_t patches = config_.patches();
   const int64_t positions = config_.positions();
   const int64_t tokens = config_.tokens_per_crop();
   const int64_t crops = static_cast<int64_t>(masks.size()) / patches;
   CHECK_EQ(static_cast<int64_t>(masks.size()), crops * patches);
-  CHECK_EQ(static_cast<int64_t>(pixels.size()), crops * patches * config_.patch_dim);
   CHECK_EQ(static_cast<int64_t>(token_index.size()), crops * tokens);
   WorkspaceScope scope(ws);
   const Scratch s = Lay(ws, crops);
 
   // Class token, patches and their positions: x[0] = class + pos[0], x[1 + p] = W patch_p + pos.
-  be_.CopyFromHost(s.pixels, pixels);
+  pixels(s.pixels);
   for (int64_t c = 0; c < crops; ++c) {
     const TensorView x = s.x.Rows(c * positions, (c + 1) * positions);
     be_.Embed(x, *positions_, position_ids_, /*add=*/false);

@@ -10,6 +10,7 @@
 
 #include "absl/status/statusor.h"
 #include "runtime/backend/backend.h"
+#include "runtime/models/fill_input.h"
 #include "runtime/models/stage_probe.h"
 #include "runtime/models/weight_loader.h"
 #include "runtime/models/workspace.h"
@@ -42,14 +43,20 @@ class VisionEncoder {
   static absl::StatusOr<std::unique_ptr<VisionEncoder>> Load(const VisionConfig& config,
                                                              WeightLoader& loader);
 
-  // Encodes crops of one image. pixels [crops, patches, patch_dim] and masks [crops, patches]
+  // Encodes crops of one image. `pixels` fills [crops * patches, patch_dim]; masks [crops, patches]
   // float32 on the host; token_index [crops, tokens_per_crop]: negative entries are dropped before
   // the projector. The kept vectors go to `features` float32 [kept, output_dim] on the device, in
   // crop order. Rows of one crop do not depend on which crops share the call. One caller at a time;
   // takes no memory.
-  void Encode(TensorView features, std::span<const float> pixels, std::span<const float> masks,
+  void Encode(TensorView features, FillInput pixels, std::span<const float> masks,
               std::span<const int32_t> token_index, Workspace& workspace,
               const StageProbe* probe = nullptr) const;
+  // The same of pixels float32 [crops, patches, patch_dim] on the host.
+  void Encode(TensorView features, std::span<const float> pixels, std::span<const float> masks,
+              std::span<const int32_t> token_index, Workspace& workspace,
+              const StageProbe* probe = nullptr) const {
+    Encode(features, FromHost{be_, pixels}, masks, token_index, workspace, probe);
+  }
   // Bytes of workspace that Encode needs for `crops` at once.
   size_t WorkspaceBytes(int64_t crops) const;
 

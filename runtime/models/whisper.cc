@@ -146,10 +146,10 @@ void Whisper::Encode(std::span<const float> mel, const KvCacheView& cross_kv,
                      const StageProbe* probe) const {
   WorkspaceScope scope(ws);
   const TensorView x = ws.Take(DType::kFloat32, {config_.audio_positions, config_.hidden});
-  EncodeStages(0, encode_stages(), x, mel, cross_kv, cross_slots, ws, probe);
+  EncodeStages(0, encode_stages(), x, FromHost{be_, mel}, cross_kv, cross_slots, ws, probe);
 }
 
-void Whisper::EncodeStages(int32_t begin, int32_t end, TensorView x, std::span<const float> mel,
+void Whisper::EncodeStages(int32_t begin, int32_t end, TensorView x, FillInput mel,
                            const KvCacheView& cross_kv, std::span<const int64_t> cross_slots,
                            Workspace& ws, const StageProbe* probe) const {
   const int64_t d = config_.hidden;
@@ -160,8 +160,7 @@ void Whisper::EncodeStages(int32_t begin, int32_t end, TensorView x, std::span<c
   int32_t stage = begin;
 
   if (stage == 0) {
-    CHECK_EQ(static_cast<int64_t>(mel.size()), int64_t{config_.window_frames()} * config_.mels);
-    be_.CopyFromHost(s.mel, mel);
+    mel(s.mel);
     be_.Conv1d(s.conv, s.mel, *conv1_, /*seqs=*/1, /*kernel=*/3, /*stride=*/1, Activation::kGelu);
     be_.Conv1d(x, s.conv, *conv2_, /*seqs=*/1, /*kernel=*/3, /*stride=*/2, Activation::kGelu);
     be_.Embed(x, *audio_positions_, position_ids_, /*add=*/true);

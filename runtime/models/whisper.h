@@ -11,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "nlohmann/json.hpp"
 #include "runtime/backend/backend.h"
+#include "runtime/models/fill_input.h"
 #include "runtime/models/stage_probe.h"
 #include "runtime/models/weight_loader.h"
 #include "runtime/models/workspace.h"
@@ -47,12 +48,12 @@ class Whisper {
 
   // The same in stages, so that a scheduler can stop between two: the convolutions, one per encoder
   // layer, one per decoder layer's cross-attention. Runs [begin, end); what lies between two calls
-  // is in `x` float32 [audio_positions, hidden] on the device, the caller's. `mel` is read by the
-  // first stage only, the cross slots by the last ones.
+  // is in `x` float32 [audio_positions, hidden] on the device, the caller's. `mel` fills
+  // [window_frames, mels] for the first stage, the cross slots are read by the last ones.
   int32_t encode_stages() const {
     return 1 + config_.encoder_layers + config_.decoder_layers;
   }
-  void EncodeStages(int32_t begin, int32_t end, TensorView x, std::span<const float> mel,
+  void EncodeStages(int32_t begin, int32_t end, TensorView x, FillInput mel,
                     const KvCacheView& cross_kv, std::span<const int64_t> cross_slots,
                     Workspace& workspace, const StageProbe* probe = nullptr) const;
 
@@ -64,6 +65,7 @@ class Whisper {
   size_t EncodeWorkspaceBytes() const;
   size_t ForwardWorkspaceBytes(int64_t tokens) const;
   const WhisperConfig& config() const { return config_; }
+  Backend& backend() const { return be_; }
 
  private:
   struct Attention {

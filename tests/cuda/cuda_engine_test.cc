@@ -1,5 +1,6 @@
 // The whole engine on the emulated CUDA device, both bundled models in one mixed load, beside the
 // same engine on the CPU: the same tokens. Executed by emulation.
+#include <cstring>
 #include <fstream>
 #include <sstream>
 
@@ -75,13 +76,16 @@ Outcome Collect(TranscribeQueue& queue) {
   }
 }
 
-std::unique_ptr<Engine> MakeEngine(absl::StatusOr<std::unique_ptr<Backend>> backend) {
+std::unique_ptr<Engine> MakeEngine(absl::StatusOr<std::unique_ptr<Backend>> backend,
+                                   EngineConfig config = {}) {
   CHECK(backend.ok()) << backend.status();
-  EngineConfig config;
-  config.models = {{"molmo-mini", kModels + "/molmo-mini"},
-                   {"whisper-mini", kModels + "/whisper-mini"}};
+  if (config.models.empty()) {
+    config.models = {{"molmo-mini", kModels + "/molmo-mini"},
+                     {"whisper-mini", kModels + "/whisper-mini"}};
+  }
   config.kv_cache_bytes = 32 << 20;
   config.max_batch_tokens = 64;  // every prompt in chunks, beside the others' decodes
+  config.calibrate = false;      // no time of an emulated device means anything
   auto engine = Engine::Create(config, *std::move(backend));
   CHECK(engine.ok()) << engine.status();
   return *std::move(engine);
@@ -104,7 +108,11 @@ TEST_P(CudaEngineTest, AMixedLoadGivesTheTokensOfTheCpu) {
   const auto cpu = MakeEngine(CpuBackend::Create({.dtype = GetParam(), .level = {}}));
   const std::vector<Outcome> want = RunLoad(*cpu);
   cuda_emu::SetSeed(3);
-  const auto cuda = MakeEngine(CudaBackend::Create({.dtype = GetParam()}));
+  EngineConfig config;
+  config.media = MediaPlace::kDevice;  // the CPU's are made by the host
+  // Encodes too are cut anywhere: a picture half resized, a recording half heard.
+  config.chaos_seed = GetParam() == DType::kFloat32 ? 5 : 0;
+  const auto cuda = MakeEngine(CudaBackend::Create({.dtype = GetParam()}), config);
   EXPECT_EQ(cuda->device(), "cuda: emulated device (8.0)");
   const std::vector<Outcome> got = RunLoad(*cuda);
   for (size_t i = 0; i < want.size(); ++i) {
@@ -117,6 +125,52 @@ TEST_P(CudaEngineTest, AMixedLoadGivesTheTokensOfTheCpu) {
 
 INSTANTIATE_TEST_SUITE_P(Types, CudaEngineTest, testing::Values(DType::kFloat32, DType::kBFloat16),
                          [](const auto& info) { return std::string(Name(info.param)); });
+
+// A recording of two windows: all of it is listened to before the first, and again no more.
+TEST(CudaEngineMediaTest, ALongRecordingGivesTheTokensOfTheHostsSpectrogram) {
+  const std::string one = ReadFile(kModels + "/whisper-mini/question.wav");
+  constexpr size_t kHeader = 44, kWindow = 8 * 16000 * 2;
+  std::string samples = one.substr(kHeader);
+  samples.resize(kWindow, '\0');
+  samples += one.substr(kHeader);
+  std::string header = one.substr(0, kHeader);  // RIFF, WAVE: sizes at 4 and 40
+  const auto put = [&](size_t at, uint32_t v) { std::memcpy(header.data() + at, &v, 4); };
+  put(4, static_cast<uint32_t>(kHeader - 8 + samples.size()));
+  put(40, static_cast<uint32_t>(samples.size()));
+  TranscribeRequest hear;
+  hear.audio = header + samples;
+
+  EngineConfig config;
+  config.models = {{"whisper-mini", kModels + "/whisper-mini"}};
+  std::vector<Outcome> outcomes;
+  for (const MediaPlace place : {MediaPlace::kHost, MediaPlace::kDevice}) {
+    config.media = place;
+    const auto engine = MakeEngine(CudaBackend::Create({}), config);
+    const int64_t steps = engine->Stats().steps;
+    outcomes.push_back(Collect(*engine->Transcribe(hear)));
+    EXPECT_EQ(outcomes.back().error, "OK");
+    EXPECT_GT(engine->Stats().steps, steps);
+    if (place == MediaPlace::kHost) continue;
+    // The same once more is found, and nothing of it listened to: its windows are in the cache.
+    const int64_t misses = engine->Stats().audio_miss_blocks;
+    EXPECT_EQ(Collect(*engine->Transcribe(hear)).tokens, outcomes.back().tokens);
+    EXPECT_EQ(engine->Stats().audio_miss_blocks, misses);
+  }
+  EXPECT_GT(outcomes[0].tokens.size(), 8u);
+  EXPECT_EQ(outcomes[1].tokens, outcomes[0].tokens);
+  EXPECT_EQ(outcomes[1].text, outcomes[0].text);
+}
+
+TEST(CudaEngineMediaTest, ADeviceThatMakesNoMediaRefusesToBeToldTo) {
+  EngineConfig config;
+  config.models = {{"whisper-mini", kModels + "/whisper-mini"}};
+  config.media = MediaPlace::kDevice;
+  auto cpu = CpuBackend::Create({});
+  ASSERT_TRUE(cpu.ok());
+  const absl::Status status = Engine::Create(config, *std::move(cpu)).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_NE(status.message().find("leaves them to the host"), std::string::npos) << status;
+}
 
 // A device that breaks under load: what is in flight fails as UNAVAILABLE, and so does what comes.
 TEST(CudaEngineFailureTest, ABrokenDeviceFailsWhatIsInFlight) {

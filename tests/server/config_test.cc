@@ -64,6 +64,7 @@ TEST_F(ConfigTest, TheDemoFileStatesEveryDefault) {
   EXPECT_EQ(demo->engine.image_limits.max_pixels, defaults.engine.image_limits.max_pixels);
   EXPECT_EQ(demo->engine.audio_limits.max_bytes, defaults.engine.audio_limits.max_bytes);
   EXPECT_EQ(demo->engine.audio_limits.max_seconds, defaults.engine.audio_limits.max_seconds);
+  EXPECT_EQ(demo->engine.media, defaults.engine.media);
   EXPECT_EQ(demo->log_level, defaults.log_level);
 }
 
@@ -93,6 +94,8 @@ TEST_F(ConfigTest, NamesFileLineAndKeyOfEveryMistake) {
   EXPECT_THAT(Error(models + "engine: 3\n"), HasSubstr("must be keys with values"));
   EXPECT_THAT(Error(models + "log_level: loud\n"), HasSubstr("'loud'; there are debug"));
   EXPECT_THAT(Error(models + "device: {pin_threads: 7}\n"), HasSubstr("true or false"));
+  EXPECT_THAT(Error(models + "device: {media: gpu}\n"),
+              HasSubstr(":2: device.media is 'gpu'; there are auto, host and device"));
   EXPECT_THAT(Error(models + "engine: {max_waiting: 1, max_waiting: 2}\n"),
               HasSubstr("is given twice"));
   EXPECT_THAT(Error("models: [{path: a}, {path: b/a}]\n"), HasSubstr("the name 'a'"));
@@ -123,6 +126,16 @@ TEST_F(ConfigTest, ReadsTheCpuLevel) {
   const auto config = Load("models: [{path: a}]\ndevice: {cpu_level: avx2}\n");
   ASSERT_TRUE(config.ok()) << config.status();
   EXPECT_EQ(config->backend.cpu_level, "avx2");
+}
+
+TEST_F(ConfigTest, ReadsWhereMediaAreMade) {
+  for (const auto& [name, place] :
+       {std::pair("auto", MediaPlace::kAuto), std::pair("host", MediaPlace::kHost),
+        std::pair("device", MediaPlace::kDevice)}) {
+    const auto config = Load(std::string("models: [{path: a}]\ndevice: {media: ") + name + "}\n");
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->engine.media, place);
+  }
 }
 
 TEST_F(ConfigTest, SaysWhichFileIsMissing) {
