@@ -105,8 +105,10 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
     cuda::DeviceMemory& memory = *parts.memory;
     constexpr cuda::MemoryUse kUse = cuda::MemoryUse::kWorkspace;
     const bool fast = options.determinism == Determinism::kFast;
-    size_t wanted = options.upload_bytes;
-    parts.uploads = Uploads::Create(wanted, memory, *parts.queue);
+    const bool graphs = options.graphs && !options.wait_after_each_op;
+    const size_t range_bytes = graphs ? options.graph_upload_bytes : 0;
+    size_t wanted = options.upload_bytes + range_bytes;
+    parts.uploads = Uploads::Create(options.upload_bytes, range_bytes, memory, *parts.queue);
     if (parts.uploads != nullptr) {
       wanted = options.scratch_bytes;
       parts.scratch = memory.TryAllocate(wanted, kUse);
@@ -125,7 +127,9 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
           absl::StrCat(options.download_bytes, " bytes of pinned host memory are not to be had"));
     }
     return std::unique_ptr<Backend>(new CudaBackend(
-        options, absl::StrCat("cuda: ", name, fast ? ", fast products" : ""), std::move(parts)));
+        options,
+        absl::StrCat("cuda: ", name, fast ? ", fast products" : "", graphs ? ", graphs" : ""),
+        std::move(parts)));
   } catch (const std::exception& e) {
     return absl::FailedPreconditionError(
         absl::StrCat("the CUDA device cannot be opened: ", e.what()));
@@ -144,6 +148,9 @@ CudaBackend::CudaBackend(const CudaBackendOptions& options, std::string descript
       downloads_(std::move(parts.downloads)),
       scratch_(std::move(parts.scratch)),
       library_(std::move(parts.library)),
+      passes_(options.graphs && !options.wait_after_each_op
+                  ? std::make_unique<cuda::RecordedPasses>(queue_, *uploads_)
+                  : nullptr),
       media_(std::make_unique<CudaMedia>(*this)) {}
 
 CudaBackend::~CudaBackend() {
@@ -156,31 +163,55 @@ MediaOps* CudaBackend::media_ops() { return media_.get(); }
 
 cuda::Type CudaBackend::type() const { return TypeOf(dtype()); }
 
-void CudaBackend::Op(const char* name, absl::FunctionRef<void()> calls) {
+void CudaBackend::Named(const char* name, absl::FunctionRef<void()> calls) {
   try {
     calls();
-    cuda::Check(cudaGetLastError(), "a launch");
-    if (options_.wait_after_each_op) {
-      cuda::Check(cudaStreamSynchronize(queue_.stream()), "its kernels");
-      uploads_->Recycle();
-      return;
-    }
   } catch (const cuda::CudaError& e) {
     throw cuda::CudaError(e.error(), absl::StrCat(name, ", ", e.failed()), Suspects());
   } catch (const std::exception& e) {  // cuBLASLt's
     throw std::runtime_error(absl::StrCat(name, ", ", e.what(), Suspects()));
   }
-  for (auto& [queued, times] : queued_) {
-    if (queued == name) return void(++times);
+}
+
+void CudaBackend::Op(const char* name, absl::FunctionRef<void()> calls) {
+  Named(name, [&] {
+    calls();
+    cuda::Check(cudaGetLastError(), "a launch");
+    if (options_.wait_after_each_op) {
+      cuda::Check(cudaStreamSynchronize(queue_.stream()), "its kernels");
+      uploads_->Recycle();
+    }
+  });
+  if (!queue_.plain()) {
+    passes_->OpDone(name);
+  } else if (!options_.wait_after_each_op) {
+    queued_.Add(name, 1);
   }
-  queued_.emplace_back(name, 1);
 }
 
 std::string CudaBackend::Suspects() const {
-  if (queued_.empty()) return "";
+  if (queued_.counts().empty()) return "";
   std::string text = "; or an op queued before it failed (CUDA_LAUNCH_BLOCKING=1 tells which):";
-  for (const auto& [name, times] : queued_) absl::StrAppend(&text, " ", times, " ", name);
+  for (const auto& [name, times] : queued_.counts()) absl::StrAppend(&text, " ", times, " ", name);
   return text;
+}
+
+// ---- Passes ------------------------------------------------------------------------------------
+
+void CudaBackend::DoPass(const PassKey& key, absl::FunctionRef<void()> ops) {
+  bool replayed = false;
+  if (passes_ != nullptr) {
+    Named("a recorded pass", [&] { replayed = passes_->Replay(key, ops, queued_); });
+  }
+  if (!replayed) ops();
+}
+
+bool CudaBackend::DoRecordPass(const PassKey& key, absl::FunctionRef<void()> ops) {
+  bool recorded = false;
+  if (passes_ != nullptr) {
+    Named("recording a pass", [&] { recorded = passes_->Record(key, ops); });
+  }
+  return recorded;
 }
 
 // ---- Memory and weights ------------------------------------------------------------------------
@@ -227,6 +258,7 @@ void CudaBackend::DoCopy(TensorView y, ConstTensorView x) {
 }
 
 void CudaBackend::DoCopyToHost(std::span<float> y, ConstTensorView x) {
+  CHECK(queue_.plain()) << "CopyToHost in a pass";
   Op("CopyToHost", [&] {
     const size_t row_bytes = static_cast<size_t>(x.row_elements()) * sizeof(float);
     const size_t pitch = static_cast<size_t>(x.row_stride()) * sizeof(float);
@@ -248,7 +280,7 @@ void CudaBackend::DoCopyToHost(std::span<float> y, ConstTensorView x) {
         std::memcpy(to + row * row_bytes + at, downloads_->data(), n * bytes);
       }
     }
-    queued_.clear();
+    queued_.Clear();
     uploads_->Recycle();
   });
 }
@@ -264,7 +296,7 @@ void CudaBackend::DoCopyFromHost(TensorView y, std::span<const float> x) {
       const int64_t rows = std::min(most, y.rows() - begin);
       uploads_->Reserve(static_cast<size_t>(rows) * row_bytes);
       const std::byte* sent = uploads_->PutBytes(
-          std::as_bytes(x.subspan(begin * columns, rows * columns)), /*may_share=*/false);
+          std::as_bytes(x.subspan(begin * columns, rows * columns)), /*owner=*/nullptr);
       cuda::ConvertRows(RowsOf(y.Rows(begin, begin + rows)), {sent, columns, cuda::Type::kFloat32},
                         rows, columns, queue_);
     }
@@ -273,6 +305,7 @@ void CudaBackend::DoCopyFromHost(TensorView y, std::span<const float> x) {
 
 void CudaBackend::DoCopyKvBlock(const KvCacheView& kv, BlockId to, BlockId from) {
   Op("CopyKvBlock", [&] {
+    CHECK(queue_.plain()) << "CopyKvBlock in a pass";
     CUDA_CHECK(cudaMemcpyAsync(kv.arena + static_cast<size_t>(to) * kv.block_stride_bytes,
                                kv.arena + static_cast<size_t>(from) * kv.block_stride_bytes,
                                KvBlockBytes(kv.layout), cudaMemcpyDeviceToDevice, queue_.stream()));
@@ -435,11 +468,11 @@ void CudaBackend::DoAddMoe(TensorView y, ConstTensorView x, ConstTensorView ids,
     CHECK(!experts.empty());
     const int64_t ffn = experts[0].down->in_features();
     const auto groups = static_cast<int>(experts.size());
-    std::vector<cuda::LinearMatrix> matrices;  // up_gate of each expert, then down of each
-    for (const ExpertWeights& e : experts) matrices.push_back(Packed(*e.up_gate).matrix());
+    matrices_.clear();  // up_gate of each expert, then down of each
+    for (const ExpertWeights& e : experts) matrices_.push_back(Packed(*e.up_gate).matrix());
     for (const ExpertWeights& e : experts) {
       CHECK_EQ(e.down->in_features(), ffn);
-      matrices.push_back(Packed(*e.down).matrix());
+      matrices_.push_back(Packed(*e.down).matrix());
     }
 
     // Scratch of n tokens: their order, then [n k, 2 ffn] float, [n k, ffn] storage, [n k, hidden]
@@ -454,8 +487,9 @@ void CudaBackend::DoAddMoe(TensorView y, ConstTensorView x, ConstTensorView ids,
     while (most > 1 && bytes(most) > scratch_->size_bytes()) most = (most + 1) / 2;
     CHECK_LE(bytes(most), scratch_->size_bytes()) << "for one token of a mixture";
 
-    uploads_->Reserve(matrices.size() * sizeof(cuda::LinearMatrix));
-    const cuda::LinearMatrix* sent = uploads_->Put(std::span(std::as_const(matrices)));
+    uploads_->Reserve(matrices_.size() * sizeof(cuda::LinearMatrix));
+    const cuda::LinearMatrix* sent =
+        uploads_->Put(std::span(std::as_const(matrices_)), experts.data());
     for (int64_t begin = 0; begin < x.rows(); begin += most) {
       const int64_t n = std::min(most, x.rows() - begin), pairs = n * k;
       const auto ids_rows = ids.Rows(begin, begin + n),
@@ -551,7 +585,8 @@ void CudaBackend::AddTasks(int32_t sequence, int32_t query_begin, int64_t rows, 
   }
 }
 
-void CudaBackend::RunTasks(cuda::AttentionProblem problem, std::span<const BlockId> block_tables) {
+void CudaBackend::RunTasks(cuda::AttentionProblem problem, std::span<const BlockId> block_tables,
+                           const void* owner, int64_t most_keys) {
   const size_t row_bytes = cuda::PartialBytes(1, problem.kv_heads, problem.head_dim);
   const auto most_rows = static_cast<int64_t>(scratch_->size_bytes() / row_bytes);
   const size_t table_bytes = block_tables.size_bytes() + Uploads::kSlack;
@@ -561,6 +596,19 @@ void CudaBackend::RunTasks(cuda::AttentionProblem problem, std::span<const Block
       static_cast<int64_t>(task_room / (sizeof(cuda::AttentionTask) + sizeof(cuda::MergeTask)));
   problem.partials = reinterpret_cast<float*>(scratch_->data());
 
+  // Of a recorded pass: lists as long as the longest, filled up with tasks of no rows. How long a
+  // context is must not show in the launch.
+  int64_t all_tasks = 0, all_merges = 0;
+  if (!queue_.plain()) {
+    const int64_t pieces = CeilDiv<int64_t>(most_keys, cuda::kSplitKeys);
+    int64_t partial_rows = 0;
+    for (const Tile& tile : tiles_) partial_rows += pieces > 1 ? pieces * tile.rows.num_rows : 0;
+    all_tasks = pieces * static_cast<int64_t>(tiles_.size());
+    all_merges = pieces > 1 ? static_cast<int64_t>(tiles_.size()) : 0;
+    if (all_tasks > most_tasks || partial_rows > most_rows) {
+      throw cuda::NotRecordable{"its attention may need several pieces"};
+    }
+  }
   for (size_t tile = 0; tile < tiles_.size();) {
     tasks_.clear();
     merges_.clear();
@@ -591,12 +639,16 @@ void CudaBackend::RunTasks(cuda::AttentionProblem problem, std::span<const Block
       if (pieces > 1) merges_.push_back(rows);
       partial_rows += partials;
     }
+    if (!queue_.plain()) {
+      tasks_.resize(static_cast<size_t>(all_tasks));
+      merges_.resize(static_cast<size_t>(all_merges));
+    }
     const std::span tasks(std::as_const(tasks_));
     const std::span merges(std::as_const(merges_));
     uploads_->Reserve(table_bytes + tasks.size_bytes() + merges.size_bytes() + 2 * Uploads::kSlack);
     if (!block_tables.empty()) problem.keys.block_tables = uploads_->Put(block_tables);
-    const cuda::AttentionTask* sent = uploads_->Put(tasks);
-    cuda::Attention(problem, sent, static_cast<int64_t>(tasks.size()), uploads_->Put(merges),
+    const cuda::AttentionTask* sent = uploads_->Put(tasks, owner);
+    cuda::Attention(problem, sent, static_cast<int64_t>(tasks.size()), uploads_->Put(merges, owner),
                     static_cast<int64_t>(merges.size()), queue_);
   }
 }
@@ -624,7 +676,8 @@ void CudaBackend::DoPagedAttention(TensorView y, ConstTensorView q, const KvCach
     p.keys.blocks = Layer(kv, layer);
     p.keys.max_blocks = batch.max_blocks;
     CHECK_LE(p.head_dim, cuda::kMaxHeadDim);
-    RunTasks(p, batch.block_tables);
+    RunTasks(p, batch.block_tables, batch.context_len.data(),
+             int64_t{batch.max_blocks} * kv.layout.block_size);
   });
 }
 
@@ -648,7 +701,7 @@ void CudaBackend::DoEncoderAttention(TensorView y, ConstTensorView q, ConstTenso
     p.keys.v = RowsOf(v);
     p.keys.kv_len = kv_len;
     CHECK_LE(p.head_dim, cuda::kMaxHeadDim);
-    RunTasks(p, {});
+    RunTasks(p, {}, /*owner=*/nullptr, kv_len);
   });
 }
 

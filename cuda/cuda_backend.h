@@ -9,7 +9,8 @@
 // Memory is taken at Create: an arena of a share of the device's memory, from which weights and
 // buffers are cut, pinned buffers for what goes up and down, and scratch; an op that needs more
 // scratch than there is works through its rows in pieces. No op allocates. Every op is queued;
-// CopyToHost waits, and so does an upload when its buffer is full.
+// CopyToHost waits, and so does an upload when its buffer is full. A pass that was recorded at
+// start is queued as one graph (recorded_passes.h).
 //
 // A call of the runtime that fails throws CudaError with the op's name. What a kernel does wrong is
 // reported by the first call behind it: the error then names what was queued before, too.
@@ -32,6 +33,8 @@
 #include "cuda/kernels/queue.h"
 #include "cuda/kernels/store_kv.h"
 #include "cuda/library_gemm.h"
+#include "cuda/recorded_passes.h"
+#include "cuda/uploads.h"
 #include "runtime/backend/backend.h"
 
 namespace sensorium {
@@ -50,7 +53,13 @@ struct CudaBackendOptions {       // of device 0: CUDA_VISIBLE_DEVICES says whic
   size_t download_bytes = size_t{64} << 20;
   // Device memory for what lies between two kernels of one op; a smaller one works in more pieces.
   size_t scratch_bytes = size_t{64} << 20;
-  // Wait after each op, so that an error names the op that made it. For debugging and tests.
+  // Passes that the engine records at start are replayed as CUDA graphs (recorded_passes.h).
+  bool graphs = true;
+  // Pinned and device memory for the arrays of all recorded passes; one that finds none is run
+  // plainly.
+  size_t graph_upload_bytes = size_t{8} << 20;
+  // Wait after each op, so that an error names the op that made it: no graphs then. For debugging
+  // and tests.
   bool wait_after_each_op = false;
 };
 
@@ -66,6 +75,7 @@ class CudaBackend final : public Backend {
   std::unique_ptr<DeviceBuffer> UploadFloat32(ConstTensorView source) override;
   size_t KvBlockBytes(const KvLayout& layout) const override;
   MediaOps* media_ops() override;
+  bool replays_passes() const override { return passes_ != nullptr; }
 
  private:
   friend class CudaMedia;  // its ops on media, in a file of their own
@@ -80,6 +90,8 @@ class CudaBackend final : public Backend {
   };
   CudaBackend(const CudaBackendOptions& options, std::string description, CudaParts parts);
 
+  void DoPass(const PassKey& key, absl::FunctionRef<void()> ops) override;
+  bool DoRecordPass(const PassKey& key, absl::FunctionRef<void()> ops) override;
   std::unique_ptr<LinearWeight> DoPackLinear(std::span<const LinearSource> parts) override;
   std::unique_ptr<LinearWeight> DoPackConv1d(ConstTensorView weight, ConstTensorView bias) override;
   std::unique_ptr<TableWeight> DoMakeTable(std::span<const ConstTensorView> parts) override;
@@ -120,10 +132,15 @@ class CudaBackend final : public Backend {
   // Cuts the query rows of one sequence into tasks, the keys of a tile into pieces of kSplitKeys.
   void AddTasks(int32_t sequence, int32_t query_begin, int64_t rows, int64_t group,
                 int64_t first_limit, bool causal);
-  // Runs tasks_ and merges_, in as many pieces as scratch and upload buffer ask for.
-  void RunTasks(cuda::AttentionProblem problem, std::span<const BlockId> block_tables);
+  // Runs tiles_, in as many pieces as scratch and upload buffer ask for. `owner`: of the task lists
+  // among the uploads. most_keys: what a tile may have in another pass like this one; a pass that
+  // is recorded is launched for so many.
+  void RunTasks(cuda::AttentionProblem problem, std::span<const BlockId> block_tables,
+                const void* owner, int64_t most_keys);
   // Every op: queues its calls; what fails in them is reported under its name.
   void Op(const char* name, absl::FunctionRef<void()> calls);
+  // Makes calls; what fails in them is reported under `name` and with its suspects.
+  void Named(const char* name, absl::FunctionRef<void()> calls);
   // The ops that may have failed although a later call reports it; "" when there are none.
   std::string Suspects() const;
 
@@ -137,9 +154,10 @@ class CudaBackend final : public Backend {
   const std::unique_ptr<cuda::Uploads> uploads_;
   const std::unique_ptr<cuda::PinnedBuffer> downloads_;
   const std::unique_ptr<cuda::CudaBuffer> scratch_;
-  const std::unique_ptr<cuda::LibraryGemm> library_;     // kFast only
+  const std::unique_ptr<cuda::LibraryGemm> library_;    // kFast only
+  const std::unique_ptr<cuda::RecordedPasses> passes_;  // options_.graphs only
+  cuda::OpCounts queued_;                               // since the last wait
   const std::unique_ptr<MediaOps> media_;
-  std::vector<std::pair<const char*, int64_t>> queued_;  // since the last wait, and how often
   // A call's tiles, each with its pieces; grow-only.
   struct Tile {
     cuda::MergeTask rows;
@@ -148,6 +166,7 @@ class CudaBackend final : public Backend {
   std::vector<Tile> tiles_;
   std::vector<cuda::AttentionTask> tasks_;
   std::vector<cuda::MergeTask> merges_;
+  std::vector<cuda::LinearMatrix> matrices_;  // of a mixture's experts
 };
 
 }  // namespace sensorium

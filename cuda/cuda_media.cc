@@ -154,7 +154,7 @@ void CudaMedia::Transform(float* spectra, const Tables& tables, const Recording&
     stretch = samples_;
   }
   be_.uploads_->Reserve(stretch.size_bytes() + Uploads::kSlack);
-  const std::byte* sent = be_.uploads_->PutBytes(std::as_bytes(stretch), /*may_share=*/false);
+  const std::byte* sent = be_.uploads_->PutBytes(std::as_bytes(stretch), /*owner=*/nullptr);
   const cuda::CudaLinear& waves = tables.waves();
   cuda::Linear({.y = {spectra, 2 * tables.bins(), cuda::Type::kFloat32},
                 .x = {sent, tables.hop(), cuda::Type::kFloat32},
@@ -241,7 +241,7 @@ void CudaMedia::DoResize(std::span<const ResizeTarget> targets, std::span<const 
       const int64_t n = std::min(most, num_rows - at), row = first_row + at;
       be_.uploads_->Reserve(taken + static_cast<size_t>(n) * pixel_bytes);
       const auto* sent = reinterpret_cast<const uint8_t*>(be_.uploads_->PutBytes(
-          std::as_bytes(pixels.subspan(at * pixel_bytes, n * pixel_bytes)), /*may_share=*/false));
+          std::as_bytes(pixels.subspan(at * pixel_bytes, n * pixel_bytes)), /*owner=*/nullptr));
       for (const ResizeTarget& t : targets) {
         const auto put = [&](const ResizeAxis& axis) -> cuda::ResizeTaps {
           return {.first = be_.uploads_->Put(axis.first),

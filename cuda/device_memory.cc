@@ -135,45 +135,4 @@ std::unique_ptr<PinnedBuffer> PinnedBuffer::TryAllocate(size_t size_bytes) {
 
 PinnedBuffer::~PinnedBuffer() { cudaFreeHost(data_); }
 
-std::unique_ptr<Uploads> Uploads::Create(size_t capacity_bytes, DeviceMemory& memory,
-                                         Queue& queue) {
-  auto device = memory.TryAllocate(capacity_bytes, MemoryUse::kWorkspace);
-  if (device == nullptr) return nullptr;
-  auto pinned = PinnedBuffer::TryAllocate(capacity_bytes);
-  if (pinned == nullptr) return nullptr;
-  return std::unique_ptr<Uploads>(new Uploads(std::move(pinned), std::move(device), queue));
-}
-
-void Uploads::Reserve(size_t bytes) {
-  CHECK_LE(bytes, capacity_bytes()) << "arrays of one op, against the upload buffer";
-  if (used_ + bytes <= capacity_bytes()) return;
-  queue_.Wait();
-  Recycle();
-}
-
-const std::byte* Uploads::PutBytes(std::span<const std::byte> bytes, bool may_share) {
-  if (bytes.empty()) return device_->data();
-  if (may_share) {
-    for (const Sent& s : sent_) {
-      if (s.bytes == bytes.size() &&
-          std::memcmp(pinned_->data() + s.offset, bytes.data(), s.bytes) == 0) {
-        return device_->data() + s.offset;
-      }
-    }
-  }
-  const size_t offset = used_;
-  CHECK_LE(offset + bytes.size(), capacity_bytes()) << "more than was reserved";
-  std::memcpy(pinned_->data() + offset, bytes.data(), bytes.size());
-  CUDA_CHECK(cudaMemcpyAsync(device_->data() + offset, pinned_->data() + offset, bytes.size(),
-                             cudaMemcpyHostToDevice, queue_.stream()));
-  used_ = (offset + bytes.size() + kSlack - 1) / kSlack * kSlack;
-  if (may_share) sent_.push_back({offset, bytes.size()});
-  return device_->data() + offset;
-}
-
-void Uploads::Recycle() {
-  used_ = 0;
-  sent_.clear();
-}
-
 }  // namespace sensorium::cuda

@@ -1,20 +1,14 @@
-// Memory of the device and what moves the host's small arrays into it.
+// Memory of the device, and of the host where the device reads and writes it.
 #pragma once
 
 #include <cuda_runtime.h>
 
 #include <array>
 #include <cstddef>
-#include <cstring>
 #include <map>
 #include <memory>
-#include <span>
 #include <string>
-#include <type_traits>
-#include <utility>
-#include <vector>
 
-#include "cuda/kernels/queue.h"
 #include "runtime/backend/backend.h"
 
 namespace sensorium::cuda {
@@ -99,48 +93,6 @@ class PinnedBuffer {
 
   std::byte* const data_;
   const size_t size_bytes_;
-};
-
-// Token ids, positions, block tables, task lists: arrays the host makes anew each step. They are
-// copied through pinned memory into a buffer of the device and live until the stream was waited for
-// (Recycle). The same bytes are sent once: every layer of a forward pass asks for the same arrays.
-class Uploads {
- public:
-  // null when pinned or device memory of that size is not to be had.
-  static std::unique_ptr<Uploads> Create(size_t capacity_bytes, DeviceMemory& memory, Queue& queue);
-  Uploads(const Uploads&) = delete;
-  Uploads& operator=(const Uploads&) = delete;
-
-  size_t capacity_bytes() const { return device_->size_bytes(); }
-  // Makes room for arrays of together this size (and kSlack each), waiting for the stream if it
-  // must. All Puts of one op follow one Reserve: a wait in between would take away the first ones.
-  void Reserve(size_t bytes);
-  static constexpr size_t kSlack = 256;
-
-  // The array's copy on the device, good until Recycle. REQUIRES: reserved.
-  template <typename T>
-  const std::remove_const_t<T>* Put(std::span<T> array) {
-    return reinterpret_cast<const std::remove_const_t<T>*>(
-        PutBytes(std::as_bytes(array), /*may_share=*/true));
-  }
-  // Bytes that nobody else sends: not compared with what is there.
-  const std::byte* PutBytes(std::span<const std::byte> bytes, bool may_share);
-
-  // Everything queued so far has run: the buffers are free again.
-  void Recycle();
-
- private:
-  struct Sent {
-    size_t offset, bytes;
-  };
-  Uploads(std::unique_ptr<PinnedBuffer> pinned, std::unique_ptr<CudaBuffer> device, Queue& queue)
-      : pinned_(std::move(pinned)), device_(std::move(device)), queue_(queue) {}
-
-  const std::unique_ptr<PinnedBuffer> pinned_;  // as large as device_
-  const std::unique_ptr<CudaBuffer> device_;
-  Queue& queue_;
-  size_t used_ = 0;
-  std::vector<Sent> sent_;
 };
 
 }  // namespace sensorium::cuda

@@ -118,10 +118,13 @@ const LibraryGemm::Plan& LibraryGemm::Find(Type type, int64_t bucket, int64_t in
 void LibraryGemm::Run(float* y, const void* x, const void* w, Type type, int64_t bucket, int64_t in,
                       int64_t out) {
   const Plan& plan = Find(type, bucket, in, out);
-  const float one = 1.f, zero = 0.f;
-  LIBRARY_CHECK(cublasLtMatmul(handle_, plan.product, &one, w, plan.w, x, plan.x, &zero, y, plan.y,
-                               y, plan.y, &plan.algorithm, workspace_->data(), kWorkspaceBytes,
-                               queue_.stream()));
+  const auto multiply = [&] {
+    const float one = 1.f, zero = 0.f;
+    LIBRARY_CHECK(cublasLtMatmul(handle_, plan.product, &one, w, plan.w, x, plan.x, &zero, y,
+                                 plan.y, y, plan.y, &plan.algorithm, workspace_->data(),
+                                 kWorkspaceBytes, queue_.stream()));
+  };
+  queue_.Do(multiply, &cublasLtMatmul, &plan, y, x, w);  // a plan never changes
 }
 
 }  // namespace sensorium::cuda

@@ -30,7 +30,8 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const BackendOptions& options,
   const bool fast = options.determinism == "fast";
   return CudaBackend::Create({.dtype = dtype,
                               .determinism = fast ? Determinism::kFast : Determinism::kStrict,
-                              .memory_share = options.memory_share});
+                              .memory_share = options.memory_share,
+                              .graphs = options.cuda_graphs});
 #else
   return absl::FailedPreconditionError("device is 'cuda'; this build has the CPU backend only");
 #endif

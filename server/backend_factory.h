@@ -17,6 +17,7 @@ struct BackendOptions {
   // rows to cuBLASLt, whose last bits may change with the number of rows.
   std::string determinism = "strict";
   double memory_share = 0.9;       // cuda: of the device's free memory, taken at start
+  bool cuda_graphs = true;         // cuda: decode steps are recorded at start and replayed
   std::string cpu_level = "auto";  // cpu: instructions used; "auto": the best this machine has
   int threads = 0;                 // cpu: 0 takes the cores this process may use
   bool pin_threads = false;        // cpu: bind each thread to a core

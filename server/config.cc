@@ -162,6 +162,7 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
   device.String("cpu_level", &config.backend.cpu_level);
   device.String("determinism", &config.backend.determinism);
   device.Number("memory_share", &config.backend.memory_share, 0.01, 1);
+  device.Bool("cuda_graphs", &config.backend.cuda_graphs);
   device.Number("threads", &config.backend.threads, 0, 4096);
   device.Bool("pin_threads", &config.backend.pin_threads);
   device.Other("media", [&](const YAML::Node& node) {

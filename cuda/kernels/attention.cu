@@ -7,7 +7,9 @@
 //           (arXiv:2309.06180); grouped queries as in Ainslie et al. 2023 (arXiv:2305.13245).
 // Shapes    q, y [tokens, heads, head_dim], any token stride, float or bfloat16; keys and values in
 //           KV blocks (store_kv.h) or rows [keys, kv_heads, head_dim].
-// Launch    grid (tasks, kv_heads). bfloat16 of head_dim 64 and 128: 128 threads, each warp 16 of
+// Launch    grid (tasks, kv_heads); a recorded pass has as many tasks as its longest contexts need,
+//           most of them without rows. bfloat16 of head_dim 64 and 128: 128 threads, each warp 16
+//           of
 // the
 //           64 query rows; tiles of 64 or 32 keys, two stages: 45 or 51 KiB of shared memory.
 //           Otherwise 128 threads, each warp 4 rows at a time; tiles of 32 keys: 21 KiB at 64.
@@ -118,6 +120,7 @@ __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProble
   constexpr int kKeys = Shape::kKeys;
   auto& s = shared_memory<typename Shape::Shared>();
   const AttentionTask t = tasks[blockIdx.x];
+  if (t.num_rows == 0) return;  // all of the CTA
   const int kv_head = static_cast<int>(blockIdx.y), group = p.heads / p.kv_heads;
   const int lane = threadIdx.x % 32, warp_row = static_cast<int>(threadIdx.x) / 32 * 16;
 

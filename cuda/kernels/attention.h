@@ -24,15 +24,16 @@ inline constexpr int kMaxHeadDim = 256;
 // pairs, tokens outermost, over keys [first_key, end_key).
 struct AttentionTask {
   int32_t query_begin;          // the sequence's first row of q
-  int32_t first_row, num_rows;  // of its pairs; num_rows <= kTileRows
+  int32_t first_row, num_rows;  // of its pairs; num_rows <= kTileRows; 0: nothing to do
   int32_t first_limit;          // keys that its first new token sees
   int32_t limit_step;           // and how many more each further one: 1 causal, 0 otherwise
-  int32_t first_key, end_key;   // at most kSplitKeys; 0 < end_key - first_key
+  int32_t first_key, end_key;   // at most kSplitKeys; 0 < end_key - first_key where there are rows
   int32_t sequence;             // whose keys
   int32_t partial;              // first row of its partial results, or -1: writes y itself
 };
 // A tile of rows whose keys were cut: its pieces' partial results lie num_rows apart from
 // `partial`.
+// num_rows 0: nothing to do.
 struct MergeTask {
   int32_t query_begin, first_row, num_rows, first_limit, limit_step, partial;
 };
@@ -44,6 +45,7 @@ struct AttentionKeys {
   KvLayer blocks = {};                    // paged when block_tables is set
   const int32_t* block_tables = nullptr;  // device [sequences, max_blocks]
   int64_t max_blocks = 0;
+  bool operator==(const AttentionKeys&) const = default;
 };
 
 struct AttentionProblem {
@@ -55,6 +57,7 @@ struct AttentionProblem {
   Type type;  // what q, k, v and the weights are rounded to
   float* partials =
       nullptr;  // [partial rows, kv_heads, head_dim + 2]: sums, maximum, sum of weights
+  bool operator==(const AttentionProblem&) const = default;
 };
 inline size_t PartialBytes(int64_t rows, int64_t kv_heads, int64_t head_dim) {
   return static_cast<size_t>(rows * kv_heads * (head_dim + 2)) * sizeof(float);

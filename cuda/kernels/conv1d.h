@@ -14,6 +14,7 @@ namespace sensorium::cuda {
 struct Conv1dShape {
   int64_t frames, frames_out, in;  // per sequence
   int64_t kernel, stride;          // padding (kernel - 1) / 2
+  bool operator==(const Conv1dShape&) const = default;
 };
 
 // y[i] for output rows [first, first + rows) of all sequences' frames_out: the `kernel` frames that

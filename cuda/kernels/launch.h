@@ -14,20 +14,21 @@ namespace sensorium::cuda {
 
 #if defined(__CUDACC__)
 
-template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Queue& queue,
-            Args... args) {
+template <typename... Params>
+cudaError_t LaunchNow(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+                      cudaStream_t stream, Params... params) {
   constexpr size_t kWithoutAsking = 48 * 1024;  // CUDA programming guide, 7.7 "Compute Capability"
   if (shared_bytes > kWithoutAsking) {
-    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    static_cast<int>(shared_bytes)));
+    const cudaError_t error = cudaFuncSetAttribute(
+        kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
-  config.stream = queue.stream();
-  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, static_cast<Params>(args)...));
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, params...);
 }
 
 // The block's dynamic shared memory; all kernels use this one array.
@@ -39,11 +40,10 @@ __device__ T& shared_memory() {
 
 #else
 
-template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Queue& queue,
-            Args... args) {
-  CUDA_CHECK(cuda_emu::Launch(grid, block, shared_bytes, queue.stream(),
-                              [=] { kernel(static_cast<Params>(args)...); }));
+template <typename... Params>
+cudaError_t LaunchNow(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
+                      cudaStream_t stream, Params... params) {
+  return cuda_emu::Launch(grid, block, shared_bytes, stream, [=] { kernel(params...); });
 }
 
 template <typename T>
@@ -52,5 +52,17 @@ T& shared_memory() {
 }
 
 #endif
+
+// A struct among a kernel's parameters has a defaulted operator== (queue.h).
+template <typename... Params, typename... Args>
+void launch(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes, Queue& queue,
+            Args... args) {
+  queue.Do(
+      [&] {
+        CUDA_CHECK(LaunchNow<Params...>(kernel, grid, block, shared_bytes, queue.stream(),
+                                        static_cast<Params>(args)...));
+      },
+      kernel, grid, block, shared_bytes, static_cast<Params>(args)...);
+}
 
 }  // namespace sensorium::cuda

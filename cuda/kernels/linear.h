@@ -17,6 +17,7 @@ enum class Activation : uint8_t { kNone, kGelu, kQuickGelu };
 struct LinearMatrix {
   const void* weight;  // [out padded to kOutMultiple, in padded to kInMultiple], 16-byte aligned
   const float* bias;   // [out padded]
+  bool operator==(const LinearMatrix&) const = default;
 };
 inline constexpr int64_t kOutMultiple = 64, kInMultiple = 32;
 
@@ -36,6 +37,7 @@ struct LinearProblem {
   const LinearMatrix* matrices = nullptr;  // [groups]
   const int32_t* first_row = nullptr;      // [groups + 1]
   const int32_t* x_rows = nullptr;         // null: row r of x is row r
+  bool operator==(const LinearProblem&) const = default;
 };
 
 void Linear(const LinearProblem& problem, Queue& queue);

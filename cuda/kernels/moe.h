@@ -19,6 +19,7 @@ struct Routing {
   int64_t weights_stride;
   int64_t tokens;
   int k, experts;
+  bool operator==(const Routing&) const = default;
 };
 
 // softmax over logits [tokens, experts], then the k highest, lowest id on ties.
@@ -30,6 +31,7 @@ struct PairOrder {
   int32_t* first_row;
   int32_t* token_of;
   int32_t* place_of;
+  bool operator==(const PairOrder&) const = default;
 };
 void SortPairs(const PairOrder& order, const Routing& routing, Queue& queue);
 

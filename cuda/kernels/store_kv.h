@@ -19,6 +19,7 @@ struct KvLayer {
   Type type;
 
   __host__ __device__ int64_t head_elements() const { return int64_t{2} * block_size * head_dim; }
+  bool operator==(const KvLayer&) const = default;
 };
 
 // k, v [tokens, kv_heads, head_dim]; slots [tokens], negative: skipped.

@@ -16,11 +16,13 @@ struct Rows {
   void* data;
   int64_t stride;
   Type type;
+  bool operator==(const Rows&) const = default;
 };
 struct ConstRows {
   const void* data;
   int64_t stride;
   Type type;
+  bool operator==(const ConstRows&) const = default;
 };
 
 template <typename T>

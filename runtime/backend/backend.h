@@ -19,6 +19,7 @@
 #include <span>
 #include <string>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "runtime/backend/batch.h"
@@ -94,6 +95,14 @@ struct KvCacheView {
   KvLayout layout;
 };
 
+// Passes of one key queue the same ops on views of the same shapes at the same places; what lies in
+// the arrays may differ.
+struct PassKey {
+  const void* model = nullptr;
+  int32_t rows = 0, context = 0;  // sequences of one new token, and the most that one attends to
+  auto operator<=>(const PassKey&) const = default;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
@@ -123,6 +132,18 @@ class Backend {
   virtual std::unique_ptr<DeviceBuffer> UploadFloat32(ConstTensorView source) = 0;
   // Bytes that one block of this layout takes, a multiple of 64.
   virtual size_t KvBlockBytes(const KvLayout& layout) const = 0;
+
+  // ---- Passes ----------------------------------------------------------------------------------
+  // Whether a pass costs the host less when one like it was recorded: then batches are worth
+  // filling up to a few shapes.
+  virtual bool replays_passes() const { return false; }
+  // Start-up: takes down what `ops` would queue, and queues nothing. false: not recorded, now or
+  // never. `ops` are calls of this class that only queue: no CopyToHost, no CopyKvBlock.
+  bool RecordPass(const PassKey& key, absl::FunctionRef<void()> ops) {
+    return DoRecordPass(key, ops);
+  }
+  // Queues what `ops` queue, by a replay where that was recorded for `key`. May run `ops` twice.
+  void Pass(const PassKey& key, absl::FunctionRef<void()> ops) { DoPass(key, ops); }
 
   // ---- Copies ----------------------------------------------------------------------------------
   // Same shape; converts between act dtypes; rows may be strided.
@@ -199,6 +220,8 @@ class Backend {
  private:
   // Besides float weights, which every backend packs. None packs others yet.
   virtual bool DoPacksQuantised(DType weight) const { return false; }
+  virtual void DoPass(const PassKey&, absl::FunctionRef<void()> ops) { ops(); }
+  virtual bool DoRecordPass(const PassKey&, absl::FunctionRef<void()>) { return false; }
   virtual std::unique_ptr<LinearWeight> DoPackLinear(std::span<const LinearSource> parts) = 0;
   virtual std::unique_ptr<LinearWeight> DoPackConv1d(ConstTensorView weight,
                                                      ConstTensorView bias) = 0;

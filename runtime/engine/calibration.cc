@@ -5,7 +5,9 @@
 
 #include "absl/functional/function_ref.h"
 #include "runtime/engine/device_media.h"
+#include "runtime/engine/forward_pass.h"
 #include "runtime/engine/step_batch.h"
+#include "spdlog/spdlog.h"
 
 namespace sensorium {
 
@@ -190,16 +192,29 @@ void TryForward(LoadedModel& model, const CalibrationSpace& space, int32_t rows,
       work.prefill_tokens = n;
       work.prefill_context = rows * (t * from + t * (t + 1) / 2);
     }
-    const TensorView logits(space.logits, DType::kFloat32,
-                            {batch.logit_rows(), model.vocab_size()});
     trial(work, [&] {
-      if (model.is_whisper()) {
-        model.whisper->Forward(logits, batch.Decoder(), model.self_kv, batch.Cross(),
-                               model.cross_kv, space.workspace);
-      } else {
-        model.molmo->llm->Forward(logits, batch.Decoder(), {}, model.self_kv, space.workspace);
-      }
+      RunForward(space.backend, model, batch,
+                 {.logits = space.logits, .workspace = space.workspace});
     });
+  }
+  space.blocks.Unreserve(need);
+}
+
+void Record(LoadedModel& model, const CalibrationSpace& space) {
+  const int32_t need = model.is_whisper() ? 2 : 1;
+  if (!space.backend.replays_passes() || !space.blocks.Reserve(need)) return;
+  {
+    const Clock::time_point start = Clock::now();
+    BlockTable self(space.blocks, model.self_kv.layout.block_size);
+    BlockTable cross(space.blocks, model.is_whisper() ? model.cross_kv.layout.block_size : 16);
+    self.Grow(1);
+    cross.Grow(model.is_whisper() ? 1 : 0);
+    RecordDecodes(space.backend, model, std::min(space.max_batch_seqs, space.max_batch_tokens),
+                  self, model.is_whisper() ? &cross : nullptr,
+                  {.logits = space.logits, .workspace = space.workspace});
+    spdlog::info("{}: {} decode passes recorded in {:.2f} s", model.name,
+                 model.decode_shapes.size(),
+                 std::chrono::duration<double>(Clock::now() - start).count());
   }
   space.blocks.Unreserve(need);
 }
@@ -229,6 +244,7 @@ std::vector<Sample> MeasureModel(LoadedModel& model, const CalibrationSpace& spa
 }
 
 void Rehearse(LoadedModel& model, const CalibrationSpace& space, int32_t max_crops) {
+  Record(model, space);
   const auto once = [](const Work&, absl::FunctionRef<void()> run) { run(); };
   const int32_t block_size = model.self_kv.layout.block_size;
   const int32_t cross_blocks = model.is_whisper()

@@ -19,6 +19,7 @@ namespace sensorium {
 Prices GuessPrices(const LoadedModel& model);
 
 struct CalibrationSpace {
+  Backend& backend;
   Workspace& workspace;
   std::byte* logits;         // float32 [max_logit_rows, vocab]
   std::byte* encoder_state;  // LoadedModel::EncoderStateBytes(), null where that is 0
@@ -29,7 +30,7 @@ struct CalibrationSpace {
 };
 
 // Runs the largest passes that a step may ask for: backends that take scratch memory as calls grow
-// have all of it afterwards.
+// have all of it afterwards. Before that it records the decodes, where the backend replays passes.
 void Rehearse(LoadedModel& model, const CalibrationSpace& space, int32_t max_crops);
 
 // Samples of encodes and forward passes: a window's stages or a crop, prefills and decodes of

@@ -116,8 +116,9 @@ TensorView EngineMemory::EncoderState(int32_t slot) const {
           {static_cast<int64_t>(state_bytes / sizeof(float))}};
 }
 
-CalibrationSpace EngineMemory::SpaceForTrials(const EngineConfig& config) {
-  return {.workspace = workspace,
+CalibrationSpace EngineMemory::SpaceForTrials(const EngineConfig& config, Backend& backend) {
+  return {.backend = backend,
+          .workspace = workspace,
           .logits = logits->data(),
           .encoder_state = encoder_state ? encoder_state->data() : nullptr,
           .blocks = *blocks,

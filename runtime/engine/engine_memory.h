@@ -42,7 +42,7 @@ struct EngineMemory {
   size_t state_bytes = 0;
 
   // For trials before the first request.
-  CalibrationSpace SpaceForTrials(const EngineConfig& config);
+  CalibrationSpace SpaceForTrials(const EngineConfig& config, Backend& backend);
 
  private:
   absl::Status TakeBlocks(const EngineConfig& config, Backend& backend, Models models);

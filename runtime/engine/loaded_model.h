@@ -23,6 +23,11 @@
 
 namespace sensorium {
 
+// A batch of decodes that was recorded on the backend: so many rows, of contexts up to so long.
+struct DecodeShape {
+  int32_t rows, context;
+};
+
 struct LoadedModel {
   std::string name;
   int32_t index = 0;  // in the engine's list: which batch of a step is its
@@ -62,6 +67,9 @@ struct LoadedModel {
   // Audio windows that are being encoded, and by whom: who wants the same one waits for it.
   std::vector<std::pair<ContentHash, const void*>> windows_in_encoder;
   void TakeStepMemory(int32_t max_running);
+
+  // By rows, then by context; empty where the backend replays nothing. Set at start (forward_pass.h).
+  std::vector<DecodeShape> decode_shapes;
 
   int64_t expected_tokens =
       0;                   // of an answer, as they have been lately; engine thread only. 0: unknown

@@ -6,7 +6,17 @@
 
 namespace sensorium {
 
+namespace {
+
+// The blocks that so many tokens lie in: a table may hold more.
+std::span<const BlockId> BlocksOf(const BlockTable& table, int32_t tokens) {
+  return table.blocks().first(BlockTable::BlocksFor(tokens, table.block_size()));
+}
+
+}  // namespace
+
 void StepBatch::Reserve(int32_t seqs, int32_t tokens, int32_t blocks_per_seq) {
+  tokens = std::max(tokens, seqs);  // filled up, it has one of each
   token_ids_.reserve(tokens);
   positions_.reserve(tokens);
   slots_.reserve(tokens);
@@ -33,8 +43,11 @@ void StepBatch::Clear() {
   context_len_.clear();
   cross_len_.clear();
   logit_rows_.clear();
-  self_.rows.clear();
-  cross_.rows.clear();
+  idle_rows_ = 0;
+  for (Tables* tables : {&self_, &cross_}) {
+    tables->rows.clear();
+    tables->least_blocks = 0;
+  }
   feature_from_.clear();
   feature_to_.clear();
   pending_adds_.clear();
@@ -45,6 +58,7 @@ int32_t StepBatch::Add(const Sequence& s) {
   const int32_t first_token = static_cast<int32_t>(token_ids_.size());
   const int32_t first_logits = logit_rows();
   CHECK(!s.tokens.empty());
+  CHECK_EQ(idle_rows_, 0) << "the batch is filled up";
   for (size_t i = 0; i < s.tokens.size(); ++i) {
     const int64_t position = s.first_position + static_cast<int64_t>(i);
     token_ids_.push_back(s.tokens[i]);
@@ -54,9 +68,9 @@ int32_t StepBatch::Add(const Sequence& s) {
   query_start_.push_back(static_cast<int32_t>(token_ids_.size()));
   context_len_.push_back(static_cast<int32_t>(s.first_position) +
                          static_cast<int32_t>(s.tokens.size()));
-  self_.rows.push_back(s.self->blocks());
+  self_.rows.push_back(BlocksOf(*s.self, context_len_.back()));
   if (s.cross) {
-    cross_.rows.push_back(s.cross->blocks());
+    cross_.rows.push_back(BlocksOf(*s.cross, s.cross_len));
     cross_len_.push_back(s.cross_len);
   }
   for (const int32_t offset : s.wanted) logit_rows_.push_back(first_token + offset);
@@ -70,8 +84,39 @@ int32_t StepBatch::Add(const Sequence& s) {
   return first_logits;
 }
 
+bool StepBatch::only_decodes() const {
+  return token_ids_.size() == context_len_.size() && logit_rows_.size() == context_len_.size() &&
+         pending_adds_.empty();
+}
+
+int32_t StepBatch::max_context() const {
+  int32_t most = 0;
+  for (const int32_t context : context_len_) most = std::max(most, context);
+  return most;
+}
+
+void StepBatch::FillUp(int32_t rows, int32_t self_blocks, int32_t cross_blocks) {
+  CHECK(!empty() && only_decodes() && this->rows() <= rows);
+  const bool cross = !cross_.rows.empty();
+  for (; this->rows() < rows; ++idle_rows_) {
+    logit_rows_.push_back(static_cast<int32_t>(token_ids_.size()));
+    token_ids_.push_back(0);
+    positions_.push_back(0);
+    slots_.push_back(-1);
+    query_start_.push_back(static_cast<int32_t>(token_ids_.size()));
+    self_.rows.push_back(self_.rows[0].first(1));
+    if (cross) {
+      cross_len_.push_back(1);
+      cross_.rows.push_back(cross_.rows[0].first(1));
+    }
+    context_len_.push_back(1);
+  }
+  self_.least_blocks = self_blocks;
+  cross_.least_blocks = cross_blocks;
+}
+
 void StepBatch::Tables::Pack() {
-  max_blocks = 0;
+  max_blocks = least_blocks;
   for (const auto& row : rows) max_blocks = std::max(max_blocks, static_cast<int32_t>(row.size()));
   packed.assign(rows.size() * max_blocks, -1);
   for (size_t s = 0; s < rows.size(); ++s) {

@@ -33,11 +33,21 @@ class StepBatch {
   // Returns the index of the sequence's first row of logits. Its tables stay as they are until the
   // batch has run.
   int32_t Add(const Sequence& sequence);
+  // Whether every sequence has one new token, whose logits are wanted, and no features.
+  bool only_decodes() const;
+  // Makes a batch of decodes one of `rows` sequences, its tables so many blocks wide: behind the
+  // real ones come rows of nobody. They store nothing and see the first sequence's first token, so
+  // that all of them are alike; what they come to is nobody's business.
+  // REQUIRES: only_decodes(), rows() <= rows, tables no longer than that.
+  void FillUp(int32_t rows, int32_t self_blocks, int32_t cross_blocks);
   // Asks for a whole-block copy before the forward pass.
   std::vector<BlockCopy>& copies() { return copies_; }
 
   bool empty() const { return token_ids_.empty(); }
-  int32_t logit_rows() const { return static_cast<int32_t>(logit_rows_.size()); }
+  int32_t rows() const { return static_cast<int32_t>(context_len_.size()); }  // sequences
+  int32_t max_context() const;                                                // of any sequence
+  // Those that were asked for.
+  int32_t logit_rows() const { return static_cast<int32_t>(logit_rows_.size()) - idle_rows_; }
 
   // Views of the arrays, valid until the next Add or Clear.
   DecoderBatch Decoder();
@@ -48,7 +58,7 @@ class StepBatch {
   struct Tables {  // block tables of all sequences, padded to the longest
     std::vector<std::span<const BlockId>> rows;  // in the tables, which stay as they are
     std::vector<BlockId> packed;
-    int32_t max_blocks = 0;
+    int32_t max_blocks = 0, least_blocks = 0;
     void Pack();
   };
   struct PendingAdd {
@@ -61,6 +71,7 @@ class StepBatch {
   std::vector<int32_t> query_start_ = {0};
   std::vector<int32_t> context_len_, cross_len_;
   std::vector<int32_t> logit_rows_;
+  int32_t idle_rows_ = 0;  // of nobody, the last ones
   Tables self_, cross_;
   std::vector<int32_t> feature_from_, feature_to_;
   std::vector<PendingAdd> pending_adds_;

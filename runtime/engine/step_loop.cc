@@ -8,6 +8,7 @@
 #include "runtime/base/no_allocation.h"
 #include "runtime/base/status_macros.h"
 #include "runtime/engine/calibration.h"
+#include "runtime/engine/forward_pass.h"
 #include "spdlog/spdlog.h"
 
 namespace sensorium {
@@ -113,7 +114,7 @@ void StepLoop::TakeStepMemory() {
     steps_[m].batch.Reserve(seqs, tokens, blocks);
     steps_[m].entries.reserve(seqs);
     model.TakeStepMemory(config_.max_batch_seqs);
-    Rehearse(model, memory_.SpaceForTrials(config_), config_.max_encode_units);
+    Rehearse(model, memory_.SpaceForTrials(config_, be_), config_.max_encode_units);
   }
   copies_.reserve(seqs);
 }
@@ -121,7 +122,8 @@ void StepLoop::TakeStepMemory() {
 void StepLoop::Calibrate() {
   for (size_t m = 0; m < models_.size(); ++m) {
     const Clock::time_point start = Clock::now();
-    const std::vector<Sample> samples = MeasureModel(*models_[m], memory_.SpaceForTrials(config_));
+    const std::vector<Sample> samples =
+        MeasureModel(*models_[m], memory_.SpaceForTrials(config_, be_));
     costs_[m].Fit(samples);
     const Prices& p = costs_[m].prices();
     spdlog::info(
@@ -368,14 +370,8 @@ void StepLoop::Forward(int32_t m) {
   ModelStep& step = steps_[m];
   const int32_t rows = step.batch.logit_rows();
   CHECK_LE(rows, memory_.max_logit_rows);
-  const TensorView logits(memory_.logits->data(), DType::kFloat32, {rows, model.vocab_size()});
-  if (model.is_whisper()) {
-    model.whisper->Forward(logits, step.batch.Decoder(), model.self_kv, step.batch.Cross(),
-                           model.cross_kv, memory_.workspace);
-  } else {
-    model.molmo->llm->Forward(logits, step.batch.Decoder(), step.batch.FeatureAdds(), model.self_kv,
-                              memory_.workspace);
-  }
+  const TensorView logits = RunForward(
+      be_, model, step.batch, {.logits = memory_.logits->data(), .workspace = memory_.workspace});
   if (rows > 0) {
     be_.CopyToHost(
         std::span(step.host_logits).first(static_cast<size_t>(rows) * model.vocab_size()), logits);

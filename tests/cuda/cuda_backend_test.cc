@@ -47,7 +47,8 @@ class CudaBackendTest : public testing::Test {
 };
 
 TEST_F(CudaBackendTest, SaysWhichDeviceItIs) {
-  EXPECT_EQ(Open()->description(), "cuda: emulated device (8.0)");
+  EXPECT_EQ(Open()->description(), "cuda: emulated device (8.0), graphs");
+  EXPECT_EQ(Open({.graphs = false})->description(), "cuda: emulated device (8.0)");
 }
 
 TEST_F(CudaBackendTest, WithoutADeviceOpeningSaysSo) {
@@ -63,7 +64,7 @@ TEST_F(CudaBackendTest, RefusesOtherTypes) {
 }
 
 TEST_F(CudaBackendTest, AFullDeviceTellsThePlanOfMemoryAndNothingLeaks) {
-  const char* kWanted[] = {"8.0 MiB wanted for workspace", "64.0 MiB wanted for workspace",
+  const char* kWanted[] = {"16.0 MiB wanted for workspace", "64.0 MiB wanted for workspace",
                            "32.0 MiB wanted for workspace"};  // uploads, scratch, cuBLASLt's
   for (int n : {1, 2, 3}) {
     cuda_emu::FailAllocation(n);
@@ -77,7 +78,7 @@ TEST_F(CudaBackendTest, AFullDeviceTellsThePlanOfMemoryAndNothingLeaks) {
   EXPECT_EQ(huge.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(std::string(huge.message()),
             "the CUDA device's memory: 1048576.0 MiB wanted for KV blocks and activations; taken: "
-            "weights 0.0 MiB, KV blocks and activations 0.0 MiB, workspace 72.0 MiB, free 4024.0 "
+            "weights 0.0 MiB, KV blocks and activations 0.0 MiB, workspace 80.0 MiB, free 4016.0 "
             "MiB of 4096.0 MiB");
   EXPECT_EQ(backend->Allocate(SIZE_MAX).status().code(), absl::StatusCode::kResourceExhausted);
 }
@@ -88,7 +89,8 @@ TEST_F(CudaBackendTest, WeightsThatDoNotFitTellThePlanOfMemory) {
   const LinearSource source = {w.view(), {}};
   for (double share : {0.0, 0.75}) {
     cuda_emu::SetDeviceMemory(size_t{80} << 20);
-    const auto be = Open({.memory_share = share, .scratch_bytes = size_t{48} << 20});
+    const auto be =
+        Open({.memory_share = share, .scratch_bytes = size_t{48} << 20, .graphs = false});
     const auto kv = be->Allocate(size_t{2} << 20);
     ASSERT_TRUE(kv.ok()) << kv.status();
     std::vector<std::unique_ptr<LinearWeight>> layers;

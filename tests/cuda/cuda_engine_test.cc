@@ -113,8 +113,10 @@ TEST_P(CudaEngineTest, AMixedLoadGivesTheTokensOfTheCpu) {
   // Encodes too are cut anywhere: a picture half resized, a recording half heard.
   config.chaos_seed = GetParam() == DType::kFloat32 ? 5 : 0;
   const auto cuda = MakeEngine(CudaBackend::Create({.dtype = GetParam()}), config);
-  EXPECT_EQ(cuda->device(), "cuda: emulated device (8.0)");
+  EXPECT_EQ(cuda->device(), "cuda: emulated device (8.0), graphs");
+  const int64_t replays = cuda_emu::counters().graph_launches;
   const std::vector<Outcome> got = RunLoad(*cuda);
+  EXPECT_GT(cuda_emu::counters().graph_launches, replays + 10) << "steps that only decode";
   for (size_t i = 0; i < want.size(); ++i) {
     EXPECT_EQ(got[i].error, "OK");
     EXPECT_FALSE(got[i].tokens.empty());

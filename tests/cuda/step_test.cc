@@ -1,6 +1,7 @@
 // What the host does for one step of a model on the emulated CUDA device: launches, copies, waits,
 // allocations; and the section of cuda/COSTS.md that says so. Executed by emulation.
-#include <functional>
+#include <cstdio>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -17,11 +18,19 @@ const std::string kModels = SENSORIUM_MODELS;
 // Sequences of one model that decode or prefill side by side.
 class Steps {
  public:
-  Steps(const std::string& model, int32_t seqs) : runner_(kModels + "/" + model, DType::kBFloat16) {
+  // replay: the decodes are recorded.
+  Steps(const std::string& model, int32_t seqs, bool replay)
+      : runner_(kModels + "/" + model, DType::kBFloat16) {
     for (int32_t s = 0; s < seqs; ++s) tables_.push_back(runner_.NewTable());
-    if (!runner_.model().is_whisper()) return;
-    cross_.emplace(runner_.NewTable());
-    cross_->Grow(runner_.model().whisper->config().audio_positions);
+    LoadedModel& m = runner_.model();
+    if (m.is_whisper()) {
+      cross_.emplace(runner_.NewTable());
+      cross_->Grow(m.whisper->config().audio_positions);
+    }
+    if (!replay) return;
+    tables_[0].Grow(1);
+    RecordDecodes(runner_.backend(), m, seqs, tables_[0], cross_ ? &*cross_ : nullptr,
+                  runner_.pass_memory());
   }
   // `tokens` more of each, the logits of the last ones.
   void Run(int32_t tokens) {
@@ -55,30 +64,50 @@ TEST(StepTest, AStepAllocatesNothingWaitsOnceAndTheTableTellsTheRest) {
   struct Case {
     const char *model, *what;
     int32_t seqs, tokens;
+    bool replay;
   };
   std::string table =
       "Of one forward pass, bfloat16, counted by the emulated device (tests/cuda/step_test.cc). "
       "No\n"
-      "step allocates, and each waits once, for its logits; the test fails otherwise.\n\n"
-      "| model | step | launches | copies to the device | bytes | copies back | bytes | waits |\n"
-      "|---|---|---|---|---|---|---|---|\n";
-  for (const Case& c :
-       {Case{"molmo-mini", "decode of 1", 1, 1}, Case{"molmo-mini", "decode of 8", 8, 1},
-        Case{"molmo-mini", "prefill of 40", 1, 40}, Case{"whisper-mini", "decode of 1", 1, 1},
-        Case{"whisper-mini", "decode of 8", 8, 1}}) {
+      "step allocates, and each waits once, for its logits; the test fails otherwise. Replayed: "
+      "one\n"
+      "launch of a graph that was captured at start, and one copy of the range of its arrays, "
+      "which\n"
+      "is as large as its longest contexts want.\n\n"
+      "| model | step | launches | kernels in graphs | copies to the device | bytes | copies back "
+      "| "
+      "bytes | waits |\n"
+      "|---|---|---|---|---|---|---|---|---|\n";
+  for (const Case& c : {Case{"molmo-mini", "decode of 1", 1, 1, false},
+                        Case{"molmo-mini", "decode of 8", 8, 1, false},
+                        Case{"molmo-mini", "decode of 1, replayed", 1, 1, true},
+                        Case{"molmo-mini", "decode of 8, replayed", 8, 1, true},
+                        Case{"molmo-mini", "prefill of 40", 1, 40, true},
+                        Case{"whisper-mini", "decode of 1", 1, 1, false},
+                        Case{"whisper-mini", "decode of 8", 8, 1, false},
+                        Case{"whisper-mini", "decode of 1, replayed", 1, 1, true},
+                        Case{"whisper-mini", "decode of 8, replayed", 8, 1, true}}) {
     SCOPED_TRACE(std::string(c.model) + ", " + c.what);
-    Steps steps(c.model, c.seqs);
+    Steps steps(c.model, c.seqs, c.replay);
     steps.Run(c.tokens);
     const cuda_emu::Counters before = cuda_emu::counters();
     steps.Run(c.tokens);
     const cuda_emu::Counters after = cuda_emu::counters();
     EXPECT_EQ(after.device_allocations, before.device_allocations);
     EXPECT_EQ(after.pinned_allocations, before.pinned_allocations);
+    EXPECT_EQ(after.graphs, before.graphs);
     EXPECT_EQ(after.synchronisations - before.synchronisations, 1);
     EXPECT_EQ(after.copies_to_host - before.copies_to_host, 1);
+    const int64_t launches = after.launches - before.launches;
+    const int64_t graphs = after.graph_launches - before.graph_launches;
+    EXPECT_EQ(graphs, c.replay && c.tokens == 1);
+    if (graphs == 1) {
+      EXPECT_EQ(launches, 0);
+    }
     char row[300];
-    std::snprintf(row, sizeof(row), "| %s | %s | %ld | %ld | %ld | %ld | %ld | %ld |\n", c.model,
-                  c.what, after.launches - before.launches,
+    std::snprintf(row, sizeof(row), "| %s | %s | %ld | %ld | %ld | %ld | %ld | %ld | %ld |\n",
+                  c.model, c.what, launches + graphs,
+                  after.launched_graph_kernels - before.launched_graph_kernels,
                   after.copies_to_device - before.copies_to_device,
                   after.copied_to_device_bytes - before.copied_to_device_bytes,
                   after.copies_to_host - before.copies_to_host,

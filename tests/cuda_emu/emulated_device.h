@@ -7,7 +7,9 @@
 namespace cuda_emu {
 
 struct Counters {
-  int64_t launches = 0;
+  int64_t launches = 0;                   // of kernels, outside graphs
+  int64_t graphs = 0, graph_kernels = 0;  // instantiated, and the kernels in them
+  int64_t graph_launches = 0, launched_graph_kernels = 0;
   int64_t copies_to_device = 0, copied_to_device_bytes = 0;
   int64_t copies_to_host = 0, copied_to_host_bytes = 0;
   int64_t synchronisations = 0;
@@ -20,11 +22,14 @@ void FailAllocation(int n);
 // What cudaMemGetInfo says is free and there; an allocation of more fails.
 void SetDeviceMemory(size_t bytes);
 size_t AllocatedBytes();  // device memory not yet freed
+int LiveGraphs();         // captured or instantiated, and not yet destroyed
 // 0: a machine without a GPU.
 void SetDeviceCount(int count);
-// The n-th launch from now on fails when it runs, and everything behind it; 0: none does.
+// The n-th launch from now on fails when it runs, and everything behind it; 0: none does. Each
+// kernel of a graph that is launched counts.
 void FailLaunch(int n);
-// The n-th launch from now on is refused, as one of too many threads is; 0: none is.
+// The n-th launch from now on is refused, as one of too many threads is; 0: none is. A graph counts
+// once.
 void RefuseLaunch(int n);
 
 // A program of its own is told by its environment: CUDA_EMU_MEMORY_MIB is SetDeviceMemory, and

@@ -2,9 +2,11 @@
 #include "tests/cuda_emu/emulator.h"
 
 #include <cmath>
+#include <functional>
 #include <numeric>
 #include <random>
 #include <set>
+#include <string>
 #include <vector>
 
 #include "cuda/kernels/launch.h"
@@ -297,6 +299,77 @@ TEST_F(RuntimeTest, AFailedKernelFailsEveryCallBehindIt) {
   EXPECT_EQ(cudaStreamSynchronize(stream_), cudaErrorLaunchFailure);
   EXPECT_EQ(ran, 1);
   EXPECT_EQ(cuda_emu::Launch(1, 1, 0, stream_, [] {}), cudaErrorLaunchFailure);
+}
+
+// A captured stream runs nothing; its graph runs all of it, as often as it is launched, in the
+// order of the stream it is launched on.
+TEST_F(RuntimeTest, AGraphRunsWhatWasCapturedEachTimeItIsLaunched) {
+  std::string ran;
+  const auto put = [&](char c) {
+    CUDA_CHECK(cuda_emu::Launch(1, 1, 0, stream_, [&ran, c] { ran += c; }));
+  };
+  const cuda_emu::Counters before = cuda_emu::counters();
+  CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  put('a');
+  put('b');
+  cudaGraph_t graph;
+  CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+  cudaGraphExec_t exec;
+  CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
+  CUDA_CHECK(cudaGraphDestroy(graph));
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+  EXPECT_EQ(ran, "");
+  put('x');
+  CUDA_CHECK(cudaGraphLaunch(exec, stream_));
+  put('y');
+  CUDA_CHECK(cudaGraphLaunch(exec, stream_));
+  CUDA_CHECK(cudaGraphExecDestroy(exec));  // what is queued already needs it no more
+  EXPECT_EQ(ran, "");
+  CUDA_CHECK(cudaStreamSynchronize(stream_));
+  EXPECT_EQ(ran, "xabyab");
+  const cuda_emu::Counters after = cuda_emu::counters();
+  EXPECT_EQ(after.launches - before.launches, 2);
+  EXPECT_EQ(after.graphs - before.graphs, 1);
+  EXPECT_EQ(after.graph_kernels - before.graph_kernels, 2);
+  EXPECT_EQ(after.graph_launches - before.graph_launches, 2);
+  EXPECT_EQ(cuda_emu::LiveGraphs(), 0);
+}
+
+TEST_F(RuntimeTest, WhatACaptureMayNotDoFailsAndSpoilsIt) {
+  void* p = nullptr;
+  const std::function<cudaError_t()> kIllegal[] = {
+      [&] { return cudaStreamSynchronize(stream_); },
+      [&] { return cudaMalloc(&p, 16); },
+      [&] { return cudaMallocHost(&p, 16); },
+  };
+  for (const auto& illegal : kIllegal) {
+    CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+    CUDA_CHECK(cuda_emu::Launch(1, 1, 0, stream_, [] {}));
+    EXPECT_EQ(illegal(), cudaErrorStreamCaptureUnsupported);
+    cudaGraph_t graph;
+    EXPECT_EQ(cudaStreamEndCapture(stream_, &graph), cudaErrorStreamCaptureInvalidated);
+    EXPECT_EQ(graph, nullptr);
+    cudaGetLastError();
+    CUDA_CHECK(cudaStreamSynchronize(stream_));  // it is an ordinary stream again
+  }
+}
+
+TEST_F(RuntimeTest, AKernelOfAGraphCanFailLikeAnyOther) {
+  int ran = 0;
+  CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < 3; ++i) CUDA_CHECK(cuda_emu::Launch(1, 1, 0, stream_, [&] { ++ran; }));
+  cudaGraph_t graph;
+  CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+  cudaGraphExec_t exec;
+  CUDA_CHECK(cudaGraphInstantiate(&exec, graph, 0));
+  cuda_emu::FailLaunch(5);  // the second of the second launch
+  CUDA_CHECK(cudaGraphLaunch(exec, stream_));
+  CUDA_CHECK(cudaGraphLaunch(exec, stream_));
+  EXPECT_EQ(cudaStreamSynchronize(stream_), cudaErrorLaunchFailure);
+  EXPECT_EQ(ran, 4);
+  EXPECT_EQ(cudaGraphLaunch(exec, stream_), cudaErrorLaunchFailure);
+  CUDA_CHECK(cudaGraphExecDestroy(exec));
+  CUDA_CHECK(cudaGraphDestroy(graph));
 }
 
 }  // namespace

@@ -1,11 +1,14 @@
 // The calls of CUDA's runtime API that the backend makes, on host memory. A stream is a queue whose
 // work runs when something waits for it and not before: a missing wait reads what was there before.
+// A stream that captures puts its work into a graph instead, which queues all of it each time it is
+// launched.
 #include <unistd.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
+#include <memory>
 #include <set>
 #include <utility>
 #include <vector>
@@ -15,8 +18,20 @@
 
 namespace cuda_emu {
 
+struct Work {
+  std::function<void()> run;
+  bool is_kernel;
+};
+struct Graph {
+  std::vector<Work> work;
+};
+struct GraphExec {
+  std::vector<Work> work;
+};
 struct Stream {
   std::deque<std::function<void()>> queue;
+  std::unique_ptr<Graph> capture;   // while it captures
+  bool capture_is_invalid = false;  // something illegal was asked of it meanwhile
 };
 
 namespace {
@@ -38,6 +53,7 @@ struct Device {
   std::map<void*, size_t> allocations;  // device memory
   std::map<const std::byte*, size_t> pinned;
   std::set<Stream*> streams;
+  int live_graphs = 0;  // of both kinds
 };
 Device device;
 
@@ -52,6 +68,32 @@ void Run(Stream& stream) {
     stream.queue.pop_front();
     if (device.sticky == cudaSuccess) work();
   }
+}
+
+// What may wait or take memory is refused to a thread that captures, and spoils the capture.
+bool Capturing() {
+  bool any = false;
+  for (Stream* stream : device.streams) {
+    if (stream->capture == nullptr) continue;
+    stream->capture_is_invalid = any = true;
+  }
+  return any;
+}
+
+void Queue(Stream& stream, std::function<void()> run, bool is_kernel) {
+  if (stream.capture != nullptr) {
+    stream.capture->work.push_back({std::move(run), is_kernel});
+  } else {
+    stream.queue.push_back(std::move(run));
+  }
+}
+
+// What a kernel that is launched now does when the stream gets there.
+std::function<void()> Launched(std::function<void()> run) {
+  const bool fails = (device.fail_launch > 0 && --device.fail_launch == 0) ||
+                     (device.break_file != nullptr && access(device.break_file, F_OK) == 0);
+  if (fails) return [] { device.sticky = cudaErrorLaunchFailure; };
+  return run;
 }
 
 bool Pinned(const void* p) {
@@ -74,6 +116,7 @@ Counters counters() { return device.counters; }
 void FailAllocation(int n) { device.fail_allocation = n; }
 void SetDeviceMemory(size_t bytes) { device.memory_bytes = bytes; }
 size_t AllocatedBytes() { return device.allocated_bytes; }
+int LiveGraphs() { return device.live_graphs; }
 void SetDeviceCount(int count) { device.count = count; }
 void FailLaunch(int n) {
   device.fail_launch = n;
@@ -91,16 +134,13 @@ cudaError_t Launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stre
   if (device.refuse_launch > 0 && --device.refuse_launch == 0) {
     return Report(cudaErrorInvalidConfiguration);
   }
-  ++device.counters.launches;
-  const bool fails = (device.fail_launch > 0 && --device.fail_launch == 0) ||
-                     (device.break_file != nullptr && access(device.break_file, F_OK) == 0);
-  stream->queue.push_back([=, kernel = std::move(kernel)] {
-    if (fails) {
-      device.sticky = cudaErrorLaunchFailure;
-    } else {
-      RunGrid(grid, block, shared_bytes, kernel);
-    }
-  });
+  const auto run = [=, kernel = std::move(kernel)] { RunGrid(grid, block, shared_bytes, kernel); };
+  if (stream->capture == nullptr) {
+    ++device.counters.launches;
+    Queue(*stream, Launched(run), /*is_kernel=*/true);
+  } else {
+    Queue(*stream, run, /*is_kernel=*/true);
+  }
   return cudaSuccess;
 }
 
@@ -123,6 +163,10 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorNoDevice";
     case cudaErrorLaunchFailure:
       return "cudaErrorLaunchFailure";
+    case cudaErrorStreamCaptureUnsupported:
+      return "cudaErrorStreamCaptureUnsupported";
+    case cudaErrorStreamCaptureInvalidated:
+      return "cudaErrorStreamCaptureInvalidated";
   }
   return "cudaErrorUnknown";
 }
@@ -140,6 +184,10 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "no CUDA-capable device is detected";
     case cudaErrorLaunchFailure:
       return "unspecified launch failure";
+    case cudaErrorStreamCaptureUnsupported:
+      return "operation not permitted when stream is capturing";
+    case cudaErrorStreamCaptureInvalidated:
+      return "operation failed due to a previous error during capture";
   }
   return "unknown error";
 }
@@ -167,6 +215,7 @@ cudaError_t cudaMemGetInfo(size_t* free_bytes, size_t* total_bytes) {
 cudaError_t cudaMalloc(void** p, size_t bytes) {
   *p = nullptr;
   if (device.sticky != cudaSuccess) return Report(device.sticky);
+  if (cuda_emu::Capturing()) return Report(cudaErrorStreamCaptureUnsupported);
   const bool fails = device.fail_allocation > 0 && --device.fail_allocation == 0;
   if (fails || bytes > device.memory_bytes - device.allocated_bytes) {
     return Report(cudaErrorMemoryAllocation);
@@ -182,6 +231,7 @@ cudaError_t cudaMalloc(void** p, size_t bytes) {
 }
 cudaError_t cudaFree(void* p) {
   if (p == nullptr) return cudaSuccess;
+  if (cuda_emu::Capturing()) return Report(cudaErrorStreamCaptureUnsupported);
   const auto at = device.allocations.find(p);
   if (at == device.allocations.end()) cuda_emu::Fail("cudaFree of memory that is not allocated");
   for (cuda_emu::Stream* stream : device.streams) cuda_emu::Run(*stream);  // cudaFree waits for all
@@ -191,6 +241,7 @@ cudaError_t cudaFree(void* p) {
   return cudaSuccess;
 }
 cudaError_t cudaMallocHost(void** p, size_t bytes) {
+  if (cuda_emu::Capturing()) return Report(cudaErrorStreamCaptureUnsupported);
   if (posix_memalign(p, 4096, bytes) != 0) return Report(cudaErrorMemoryAllocation);
   std::memset(*p, 0xff, bytes);
   device.pinned[static_cast<std::byte*>(*p)] = bytes;
@@ -217,6 +268,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  if (cuda_emu::Capturing()) return Report(cudaErrorStreamCaptureUnsupported);
   ++device.counters.synchronisations;
   cuda_emu::Run(*stream);
   return Report(device.sticky);
@@ -240,11 +292,15 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
     ++device.counters.copies_to_device;
     device.counters.copied_to_device_bytes += bytes;
     if (!cuda_emu::Pinned(from)) {
+      if (stream->capture != nullptr) cuda_emu::Fail("a capture would read pageable memory later");
       std::vector<std::byte> staged(row_bytes * rows);
       cuda_emu::CopyRows(staged.data(), row_bytes, in, from_pitch, row_bytes, rows);
-      stream->queue.push_back([=, staged = std::move(staged)] {
-        cuda_emu::CopyRows(out, to_pitch, staged.data(), row_bytes, row_bytes, rows);
-      });
+      cuda_emu::Queue(
+          *stream,
+          [=, staged = std::move(staged)] {
+            cuda_emu::CopyRows(out, to_pitch, staged.data(), row_bytes, row_bytes, rows);
+          },
+          /*is_kernel=*/false);
       return cudaSuccess;
     }
   }
@@ -252,8 +308,58 @@ cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_
     ++device.counters.copies_to_host;
     device.counters.copied_to_host_bytes += bytes;
   }
-  stream->queue.push_back(
-      [=] { cuda_emu::CopyRows(out, to_pitch, in, from_pitch, row_bytes, rows); });
+  cuda_emu::Queue(
+      *stream, [=] { cuda_emu::CopyRows(out, to_pitch, in, from_pitch, row_bytes, rows); },
+      /*is_kernel=*/false);
   if (kind == cudaMemcpyDeviceToHost && !cuda_emu::Pinned(to)) return cudaStreamSynchronize(stream);
+  return cudaSuccess;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode) {
+  if (device.sticky != cudaSuccess) return Report(device.sticky);
+  if (stream->capture != nullptr) cuda_emu::Fail("a capture within a capture");
+  stream->capture = std::make_unique<cuda_emu::Graph>();
+  stream->capture_is_invalid = false;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph) {
+  *graph = nullptr;
+  if (stream->capture == nullptr) return Report(cudaErrorInvalidValue);
+  const std::unique_ptr<cuda_emu::Graph> captured = std::move(stream->capture);
+  if (stream->capture_is_invalid) return Report(cudaErrorStreamCaptureInvalidated);
+  *graph = new cuda_emu::Graph(*captured);
+  ++device.live_graphs;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  if (cuda_emu::Capturing()) return Report(cudaErrorStreamCaptureUnsupported);
+  *exec = new cuda_emu::GraphExec{graph->work};
+  ++device.live_graphs;
+  ++device.counters.graphs;
+  for (const cuda_emu::Work& w : graph->work) device.counters.graph_kernels += w.is_kernel;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return Report(device.sticky); }
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  if (device.sticky != cudaSuccess) return Report(device.sticky);
+  if (cuda_emu::Capturing()) return Report(cudaErrorStreamCaptureUnsupported);
+  if (device.refuse_launch > 0 && --device.refuse_launch == 0) {
+    return Report(cudaErrorInvalidConfiguration);
+  }
+  ++device.counters.graph_launches;
+  for (const cuda_emu::Work& w : exec->work) {
+    device.counters.launched_graph_kernels += w.is_kernel;
+    stream->queue.push_back(w.is_kernel ? cuda_emu::Launched(w.run) : w.run);
+  }
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
+  --device.live_graphs;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  --device.live_graphs;
   return cudaSuccess;
 }

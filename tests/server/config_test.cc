@@ -48,6 +48,7 @@ TEST_F(ConfigTest, TheDemoFileStatesEveryDefault) {
   EXPECT_EQ(demo->backend.dtype, defaults.backend.dtype);
   EXPECT_EQ(demo->backend.cpu_level, defaults.backend.cpu_level);
   EXPECT_EQ(demo->backend.memory_share, defaults.backend.memory_share);
+  EXPECT_EQ(demo->backend.cuda_graphs, defaults.backend.cuda_graphs);
   EXPECT_EQ(demo->backend.threads, defaults.backend.threads);
   EXPECT_EQ(demo->backend.pin_threads, defaults.backend.pin_threads);
   EXPECT_EQ(demo->engine.kv_cache_bytes, defaults.engine.kv_cache_bytes);

@@ -1,5 +1,5 @@
-// Runs one loaded model without the engine: the forward passes a test wants, one sequence or several
-// at a time, on the backend that the test's binary is linked with.
+// Runs one loaded model without the engine: the forward passes a test wants, one sequence or
+// several at a time, on the backend that the test's binary is linked with.
 #pragma once
 
 #include <memory>
@@ -9,6 +9,7 @@
 
 #include "gtest/gtest.h"
 #include "runtime/backend/backend.h"
+#include "runtime/engine/forward_pass.h"
 #include "runtime/engine/loaded_model.h"
 #include "runtime/engine/step_batch.h"
 
@@ -60,20 +61,14 @@ class ModelRunner {
   Workspace& workspace() { return workspace_; }
   BlockAllocator& blocks() { return *blocks_; }
   BlockTable NewTable() { return BlockTable(*blocks_, model_->self_kv.layout.block_size); }
+  PassMemory pass_memory() { return {.logits = logits_buffer_->data(), .workspace = workspace_}; }
   int32_t vocab() const { return model_->vocab_size(); }
 
   // Logits of the rows asked for, [rows, vocab].
   std::vector<float> Forward(StepBatch& batch, const StageProbe* probe = nullptr) {
     for (const BlockCopy& c : batch.copies()) backend_->CopyKvBlock(model_->self_kv, c.to, c.from);
     const int32_t rows = batch.logit_rows();
-    const TensorView logits(logits_buffer_->data(), DType::kFloat32, {rows, vocab()});
-    if (model_->is_whisper()) {
-      model_->whisper->Forward(logits, batch.Decoder(), model_->self_kv, batch.Cross(),
-                               model_->cross_kv, workspace_);
-    } else {
-      model_->molmo->llm->Forward(logits, batch.Decoder(), batch.FeatureAdds(), model_->self_kv,
-                                  workspace_, probe);
-    }
+    const TensorView logits = RunForward(*backend_, *model_, batch, pass_memory(), probe);
     std::vector<float> host(static_cast<size_t>(rows) * vocab());
     if (rows) backend_->CopyToHost(host, logits);
     return host;
