@@ -209,6 +209,37 @@ TEST_F(EngineTest, APassedDeadlineEndsTheRequestAndFreesEverything) {
   ExpectIdle(*engine_);
 }
 
+// Not read, it cannot be done before: the deadline comes in the middle of its answer.
+TEST_F(EngineTest, ADeadlineThatPassesInTheMiddleEndsTheAnswerAndFreesEverything) {
+  EngineConfig config = SmallConfig();
+  config.event_queue_limit = 4;
+  auto engine = MakeEngine(config);
+  GenerateRequest request = Ask("How many red circles are there?", "shapes.png");
+  const Answer whole = One(Collect(*engine->Generate(request)));
+  request.deadline =
+      std::chrono::steady_clock::now() + std::chrono::milliseconds(kSanitized ? 5000 : 1000);
+  auto queue = engine->Generate(request);
+  while (engine->Stats().requests_running == 0) std::this_thread::yield();
+  ExpectIdle(*engine);
+  GenerateEvent event = queue->Pop();
+  std::vector<int32_t> ids;
+  bool finished = false;
+  for (; !std::holds_alternative<StreamEnd>(event); event = queue->Pop()) {
+    if (auto* delta = std::get_if<GenerateDelta>(&event)) {
+      ids.insert(ids.end(), delta->token_ids.begin(), delta->token_ids.end());
+    } else if (auto* end = std::get_if<GenerateFinished>(&event)) {
+      EXPECT_EQ(end->reason, FinishReason::kDeadline);
+      EXPECT_EQ(end->usage.completion_tokens, static_cast<int32_t>(ids.size()));
+      finished = true;
+    }
+  }
+  EXPECT_TRUE(finished);
+  EXPECT_EQ(std::get<StreamEnd>(event).status.code(), absl::StatusCode::kDeadlineExceeded);
+  ASSERT_FALSE(ids.empty());
+  ASSERT_LT(ids.size(), whole.ids.size());
+  EXPECT_TRUE(std::equal(ids.begin(), ids.end(), whole.ids.begin()));
+}
+
 TEST_F(EngineTest, ASlowReaderParksAloneAndLosesNothing) {
   EngineConfig config = SmallConfig();
   config.event_queue_limit = 2;
