@@ -22,6 +22,14 @@
 
 namespace sensorium {
 
+// Under ThreadSanitizer a kernel takes a hundred times as long, and one call of each kind has all
+// its races: what asks for the same bits in a hundred ways asks in a few.
+#if defined(__SANITIZE_THREAD__)
+inline constexpr bool kForRaces = true;
+#else
+inline constexpr bool kForRaces = false;
+#endif
+
 // Bounds on |result - truth|, by the dtype of what is rounded.
 struct Tolerance {
   double result;     // of |truth|: the rounding of the stored result
@@ -37,8 +45,8 @@ struct BackendUnderTest {
   std::string name;  // letters, digits and underscores
   std::function<std::unique_ptr<Backend>(DType dtype, int threads)> make;  // CHECKs that it can
 };
-// cpu_under_test.cc: each CPU level of this machine. cuda_emulated_under_test.cc: the CUDA backend on
-// the emulated device, in several orders of its threads.
+// cpu_under_test.cc: each CPU level of this machine. cuda_emulated_under_test.cc: the CUDA backend
+// on the emulated device, in several orders of its threads.
 std::vector<BackendUnderTest> BackendsUnderTest();
 
 class OpsTest : public ::testing::TestWithParam<std::tuple<BackendUnderTest, DType>> {
