@@ -4,11 +4,13 @@
 // launched.
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <utility>
 #include <vector>
@@ -32,6 +34,10 @@ struct Stream {
   std::deque<std::function<void()>> queue;
   std::unique_ptr<Graph> capture;   // while it captures
   bool capture_is_invalid = false;  // something illegal was asked of it meanwhile
+};
+
+struct Event {
+  std::optional<std::chrono::steady_clock::time_point> reached;  // by the stream
 };
 
 namespace {
@@ -159,6 +165,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorMemoryAllocation";
     case cudaErrorInvalidConfiguration:
       return "cudaErrorInvalidConfiguration";
+    case cudaErrorNotReady:
+      return "cudaErrorNotReady";
     case cudaErrorNoDevice:
       return "cudaErrorNoDevice";
     case cudaErrorLaunchFailure:
@@ -180,6 +188,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "out of memory";
     case cudaErrorInvalidConfiguration:
       return "invalid configuration argument";
+    case cudaErrorNotReady:
+      return "device not ready";
     case cudaErrorNoDevice:
       return "no CUDA-capable device is detected";
     case cudaErrorLaunchFailure:
@@ -272,6 +282,28 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
   ++device.counters.synchronisations;
   cuda_emu::Run(*stream);
   return Report(device.sticky);
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t* event) {
+  *event = new cuda_emu::Event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+  delete event;
+  return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  if (device.sticky != cudaSuccess) return Report(device.sticky);
+  if (stream->capture != nullptr) cuda_emu::Fail("an event recorded in a graph has no time");
+  event->reached.reset();
+  stream->queue.push_back([event] { event->reached = std::chrono::steady_clock::now(); });
+  return cudaSuccess;
+}
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to) {
+  if (device.sticky != cudaSuccess) return Report(device.sticky);
+  if (!from->reached || !to->reached) return Report(cudaErrorNotReady);
+  *ms = std::chrono::duration<float, std::milli>(*to->reached - *from->reached).count();
+  return cudaSuccess;
 }
 
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,

@@ -1,5 +1,6 @@
 #include "tests/cuda_emu/traffic.h"
 
+#include <cstdint>
 #include <vector>
 
 #include "tests/cuda_emu/emulator.h"
@@ -62,6 +63,16 @@ HOOKS(4)
 HOOKS(8)
 HOOKS(16)
 #undef HOOKS
+// Atomics are on shared memory, which nobody watches.
+uint32_t __tsan_atomic32_fetch_add(volatile uint32_t* p, uint32_t v, int) {
+  return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+uint64_t __tsan_atomic64_fetch_add(volatile uint64_t* p, uint64_t v, int) {
+  return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+uint32_t __tsan_atomic32_fetch_or(volatile uint32_t* p, uint32_t v, int) {
+  return __atomic_fetch_or(p, v, __ATOMIC_RELAXED);
+}
 void __tsan_read_range(void* p, size_t bytes) { cuda_emu::Count(p, bytes, false); }
 void __tsan_write_range(void* p, size_t bytes) { cuda_emu::Count(p, bytes, true); }
 }

@@ -33,6 +33,11 @@ T __shfl_xor_sync(uint32_t mask, T value, int lane_mask) {
   return cuda_emu::WarpExchange(mask, "__shfl_xor_sync", value,
                                 cuda_emu::Lane() ^ static_cast<unsigned>(lane_mask));
 }
+template <typename T>
+T __shfl_up_sync(uint32_t mask, T value, unsigned delta) {
+  const unsigned lane = cuda_emu::Lane();
+  return cuda_emu::WarpExchange(mask, "__shfl_up_sync", value, lane < delta ? lane : lane - delta);
+}
 inline int __any_sync(uint32_t mask, int predicate) {
   const auto any = [](const std::byte* in, std::byte* out) {
     int result = 0, brought;
@@ -53,6 +58,30 @@ inline void __syncwarp(uint32_t mask = 0xffffffffu) {
   cuda_emu::MeetWarp(mask, "__syncwarp", nullptr);
 }
 
+inline unsigned atomicAdd(unsigned* p, unsigned v) {
+  return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+inline unsigned long long atomicAdd(unsigned long long* p, unsigned long long v) {
+  return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);
+}
+inline unsigned atomicOr(unsigned* p, unsigned v) {
+  return __atomic_fetch_or(p, v, __ATOMIC_RELAXED);
+}
+
+inline unsigned __float_as_uint(float x) {
+  unsigned bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+inline float __uint_as_float(unsigned bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline unsigned long long __float2ull_rn(float x) {
+  return static_cast<unsigned long long>(llrintf(x));
+}
 inline int __float2int_rn(float x) { return static_cast<int>(lrintf(x)); }
 inline int __double2int_rn(double x) { return static_cast<int>(lrint(x)); }
 
@@ -64,6 +93,7 @@ enum cudaError_t {
   cudaErrorMemoryAllocation = 2,
   cudaErrorInvalidConfiguration = 9,
   cudaErrorNoDevice = 100,
+  cudaErrorNotReady = 600,
   cudaErrorLaunchFailure = 719,
   cudaErrorStreamCaptureUnsupported = 900,
   cudaErrorStreamCaptureInvalidated = 901,
@@ -108,6 +138,14 @@ cudaError_t cudaFreeHost(void* p);
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags);
 cudaError_t cudaStreamDestroy(cudaStream_t stream);
 cudaError_t cudaStreamSynchronize(cudaStream_t stream);
+namespace cuda_emu {
+struct Event;
+}
+using cudaEvent_t = cuda_emu::Event*;
+cudaError_t cudaEventCreate(cudaEvent_t* event);
+cudaError_t cudaEventDestroy(cudaEvent_t event);
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
+cudaError_t cudaEventElapsedTime(float* ms, cudaEvent_t from, cudaEvent_t to);
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t stream);
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
