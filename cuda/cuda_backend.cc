@@ -126,6 +126,11 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
       return absl::ResourceExhaustedError(
           absl::StrCat(options.download_bytes, " bytes of pinned host memory are not to be had"));
     }
+    parts.answers = cuda::TokenAnswers::Create(options.answer_bytes);
+    if (parts.answers == nullptr) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat(options.answer_bytes, " bytes of pinned host memory are not to be had"));
+    }
     return std::unique_ptr<Backend>(new CudaBackend(
         options,
         absl::StrCat("cuda: ", name, fast ? ", fast products" : "", graphs ? ", graphs" : ""),
@@ -146,6 +151,7 @@ CudaBackend::CudaBackend(const CudaBackendOptions& options, std::string descript
       memory_(std::move(parts.memory)),
       uploads_(std::move(parts.uploads)),
       downloads_(std::move(parts.downloads)),
+      answers_(std::move(parts.answers)),
       scratch_(std::move(parts.scratch)),
       library_(std::move(parts.library)),
       passes_(options.graphs && !options.wait_after_each_op
@@ -212,6 +218,36 @@ bool CudaBackend::DoRecordPass(const PassKey& key, absl::FunctionRef<void()> ops
     Named("recording a pass", [&] { recorded = passes_->Record(key, ops); });
   }
   return recorded;
+}
+
+// ---- Waiting and time --------------------------------------------------------------------------
+
+void CudaBackend::WaitForAnswers() {
+  try {
+    queue_.Wait();
+  } catch (...) {
+    answers_->Drop();
+    throw;
+  }
+  answers_->Deliver();
+  queued_.Clear();
+  uploads_->Recycle();
+}
+
+void CudaBackend::Wait() {
+  Op("Wait", [&] { WaitForAnswers(); });
+}
+
+void CudaBackend::ReserveMarks(int32_t count) {
+  Op("ReserveMarks", [&] { marks_.Reserve(static_cast<size_t>(count)); });
+}
+
+void CudaBackend::Mark(int32_t i) {
+  Op("Mark", [&] { marks_.Record(static_cast<size_t>(i), queue_); });
+}
+
+int64_t CudaBackend::NanosBetween(int32_t from, int32_t to) {
+  return marks_.NanosBetween(static_cast<size_t>(from), static_cast<size_t>(to));
 }
 
 // ---- Memory and weights ------------------------------------------------------------------------
@@ -702,6 +738,20 @@ void CudaBackend::DoEncoderAttention(TensorView y, ConstTensorView q, ConstTenso
     p.keys.kv_len = kv_len;
     CHECK_LE(p.head_dim, cuda::kMaxHeadDim);
     RunTasks(p, {}, /*owner=*/nullptr, kv_len);
+  });
+}
+
+// ---- Choosing ----------------------------------------------------------------------------------
+
+void CudaBackend::DoChooseTokens(std::span<ChosenToken> chosen, ConstTensorView logits,
+                                 std::span<const TokenChoice> choices) {
+  Op("ChooseTokens", [&] {
+    for (size_t done = 0; done < choices.size();) {
+      const size_t asked = answers_->Ask(chosen.subspan(done), logits, choices.subspan(done),
+                                         *uploads_, *scratch_, queue_);
+      if (asked == 0) WaitForAnswers();
+      done += asked;
+    }
   });
 }
 

@@ -8,8 +8,8 @@
 //
 // Memory is taken at Create: an arena of a share of the device's memory, from which weights and
 // buffers are cut, pinned buffers for what goes up and down, and scratch; an op that needs more
-// scratch than there is works through its rows in pieces. No op allocates. Every op is queued;
-// CopyToHost waits, and so does an upload when its buffer is full. A pass that was recorded at
+// scratch than there is works through its rows in pieces. No op allocates. Every op is queued; Wait
+// and CopyToHost wait, and so does an upload when its buffer is full. A pass that was recorded at
 // start is queued as one graph (recorded_passes.h).
 //
 // A call of the runtime that fails throws CudaError with the op's name. What a kernel does wrong is
@@ -28,12 +28,14 @@
 #include "absl/status/statusor.h"
 #include "cuda/device_memory.h"
 #include "cuda/device_weights.h"
+#include "cuda/events.h"
 #include "cuda/kernels/attention.h"
 #include "cuda/kernels/linear.h"
 #include "cuda/kernels/queue.h"
 #include "cuda/kernels/store_kv.h"
 #include "cuda/library_gemm.h"
 #include "cuda/recorded_passes.h"
+#include "cuda/token_answers.h"
 #include "cuda/uploads.h"
 #include "runtime/backend/backend.h"
 
@@ -49,8 +51,10 @@ struct CudaBackendOptions {       // of device 0: CUDA_VISIBLE_DEVICES says whic
   double memory_share = 0;
   // Pinned and device memory for a step's arrays; a smaller one waits more often.
   size_t upload_bytes = size_t{8} << 20;
-  // Pinned memory for CopyToHost: a step's logits; a smaller one waits more often.
-  size_t download_bytes = size_t{64} << 20;
+  // Pinned memory for CopyToHost; a smaller one waits more often.
+  size_t download_bytes = size_t{4} << 20;
+  // Pinned memory for a step's tokens and log-probabilities; a smaller one waits more often.
+  size_t answer_bytes = size_t{2} << 20;
   // Device memory for what lies between two kernels of one op; a smaller one works in more pieces.
   size_t scratch_bytes = size_t{64} << 20;
   // Passes that the engine records at start are replayed as CUDA graphs (recorded_passes.h).
@@ -76,6 +80,10 @@ class CudaBackend final : public Backend {
   size_t KvBlockBytes(const KvLayout& layout) const override;
   MediaOps* media_ops() override;
   bool replays_passes() const override { return passes_ != nullptr; }
+  void Wait() override;
+  void ReserveMarks(int32_t count) override;
+  void Mark(int32_t i) override;
+  int64_t NanosBetween(int32_t from, int32_t to) override;
 
  private:
   friend class CudaMedia;  // its ops on media, in a file of their own
@@ -85,6 +93,7 @@ class CudaBackend final : public Backend {
     std::unique_ptr<cuda::DeviceMemory> memory;
     std::unique_ptr<cuda::Uploads> uploads;
     std::unique_ptr<cuda::PinnedBuffer> downloads;
+    std::unique_ptr<cuda::TokenAnswers> answers;
     std::unique_ptr<cuda::CudaBuffer> scratch;
     std::unique_ptr<cuda::LibraryGemm> library;
   };
@@ -124,6 +133,8 @@ class CudaBackend final : public Backend {
                         const AttentionBatch& batch, float scale, bool causal) override;
   void DoEncoderAttention(TensorView y, ConstTensorView q, ConstTensorView k, ConstTensorView v,
                           int64_t seqs, float scale) override;
+  void DoChooseTokens(std::span<ChosenToken> chosen, ConstTensorView logits,
+                      std::span<const TokenChoice> choices) override;
 
   cuda::Type type() const;
   // One product by the kernels or the library, as options_ and the number of rows say.
@@ -137,6 +148,8 @@ class CudaBackend final : public Backend {
   // is recorded is launched for so many.
   void RunTasks(cuda::AttentionProblem problem, std::span<const BlockId> block_tables,
                 const void* owner, int64_t most_keys);
+  // Waits for the queue and hands out the answers that have come.
+  void WaitForAnswers();
   // Every op: queues its calls; what fails in them is reported under its name.
   void Op(const char* name, absl::FunctionRef<void()> calls);
   // Makes calls; what fails in them is reported under `name` and with its suspects.
@@ -153,6 +166,8 @@ class CudaBackend final : public Backend {
   const std::unique_ptr<cuda::DeviceMemory> memory_;
   const std::unique_ptr<cuda::Uploads> uploads_;
   const std::unique_ptr<cuda::PinnedBuffer> downloads_;
+  const std::unique_ptr<cuda::TokenAnswers> answers_;
+  cuda::Events marks_;
   const std::unique_ptr<cuda::CudaBuffer> scratch_;
   const std::unique_ptr<cuda::LibraryGemm> library_;    // kFast only
   const std::unique_ptr<cuda::RecordedPasses> passes_;  // options_.graphs only

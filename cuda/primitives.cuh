@@ -65,16 +65,36 @@ __device__ __forceinline__ float WarpMax(float v) {
   return v;
 }
 
-// The sum over a one-dimensional block of whole warps, for every thread. `scratch` [32] in shared
-// memory. Its barriers also order what was read before against what is written after.
-__device__ __forceinline__ float BlockSum(float v, float* scratch) {
-  v = WarpSum(v);
-  __syncthreads();  // a former sum may still be read
+// All values of a one-dimensional block of whole warps as one by `op`, for every thread. `scratch`
+// [32] in shared memory. Its barriers also order what was read before against what is written
+// after.
+template <typename T, typename Op>
+__device__ __forceinline__ T BlockReduce(T v, T* scratch, Op op) {
+  for (int step = 16; step > 0; step /= 2) v = op(v, __shfl_xor_sync(kWholeWarpMask, v, step));
+  __syncthreads();  // a former result may still be read
   if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
-  __syncthreads();
-  float sum = scratch[0];
-  for (unsigned w = 1; w < blockDim.x / 32; ++w) sum += scratch[w];
-  return sum;
+  __syncthreads();  // the warps' results are there
+  T all = scratch[0];
+  for (unsigned w = 1; w < blockDim.x / 32; ++w) all = op(all, scratch[w]);
+  return all;
+}
+__device__ __forceinline__ float BlockSum(float v, float* scratch) {
+  return BlockReduce(v, scratch, [](float a, float b) { return a + b; });
+}
+
+// The sum over the threads up to and with this one. REQUIRES: a barrier since `scratch` was last
+// read.
+template <typename T>
+__device__ __forceinline__ T BlockScan(T v, T* scratch) {
+  const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  for (unsigned step = 1; step < 32; step *= 2) {
+    const T before = __shfl_up_sync(kWholeWarpMask, v, step);
+    if (lane >= step) v += before;
+  }
+  if (lane == 31) scratch[warp] = v;
+  __syncthreads();  // the warps' sums are there
+  for (unsigned w = 0; w < warp; ++w) v += scratch[w];
+  return v;
 }
 
 // ---- Host

@@ -34,8 +34,7 @@ const std::map<std::string, std::set<std::string>> kArrows = {
     {"runtime/simulator", {"runtime/scheduler", "runtime/kv_cache", "runtime/base"}},
     // Arithmetic: never sees a request.
     {"runtime/models",
-     {"runtime/sampling", "runtime/tokenizer", "runtime/weights", "runtime/media",
-      "runtime/backend", "runtime/base"}},
+     {"runtime/tokenizer", "runtime/weights", "runtime/media", "runtime/backend", "runtime/base"}},
     {"runtime/sampling", {"runtime/backend", "runtime/base"}},
     {"runtime/tokenizer", {"runtime/base"}},
     {"runtime/media", {"runtime/base"}},

@@ -13,8 +13,10 @@ jobs=${JOBS:-$(nproc)}
 
 # name | file under cuda/ | perl substitution over the whole file
 mutations=$(cat <<'TABLE'
-block_sum.first_barrier|primitives.cuh|s/__syncthreads\(\);  \/\/ a former sum.*\n//
-block_sum.second_barrier|primitives.cuh|s/__syncthreads\(\);\n  float sum/float sum/
+block_reduce.first_barrier|primitives.cuh|s/__syncthreads\(\);  \/\/ a former result.*\n//
+block_reduce.second_barrier|primitives.cuh|s/__syncthreads\(\);  \/\/ the warps' results.*\n//
+block_scan.barrier|primitives.cuh|s/__syncthreads\(\);  \/\/ the warps' sums.*\n//
+block_scan.lane|primitives.cuh|s/if \(lane >= step\) v \+= before;/v += before;/
 pad_rows.bound|kernels/convert_rows.cu|s/there && c < columns \?/there ?/
 pad_rows.rows|kernels/convert_rows.cu|s/there && c < columns \?/c < columns ?/
 finish_linear.bound|kernels/linear.cu|s/(finish_linear_kernel\(LinearProblem.*?const int64_t end = )[^;]*/$1begin + kFinishColumns/s
@@ -30,6 +32,18 @@ silu_mul.bound|kernels/silu_mul.cu|s/const int64_t end = [^;]*/const int64_t end
 rope.bound|kernels/rope.cu|s/i < half;/i < half + 1;/
 store_kv.skip|kernels/store_kv.cu|s/if \(slot < 0\) return;//
 store_kv.bound|kernels/store_kv.cu|s/d < kv.head_dim;/d < kv.head_dim + 1;/
+choose_tokens.ranges_barrier|kernels/choose_tokens.cu|s/__syncthreads\(\);  \/\/ the sets hold.*\n//
+choose_tokens.sets_barrier|kernels/choose_tokens.cu|s/__syncthreads\(\);  \/\/ the sets are whole.*\n//
+choose_tokens.bins_barrier|kernels/choose_tokens.cu|s/__syncthreads\(\);  \/\/ the bins are empty.*\n//
+choose_tokens.count_barrier|kernels/choose_tokens.cu|s/__syncthreads\(\);  \/\/ all is counted.*\n//
+choose_tokens.found_barrier|kernels/choose_tokens.cu|s/__syncthreads\(\);  \/\/ the bin is found.*\n//
+choose_tokens.list_barrier|kernels/choose_tokens.cu|s/__syncthreads\(\);  \/\/ the list is there.*\n//
+choose_tokens.mass_bound|kernels/choose_tokens.cu|s/id < to; id \+= kThreads/id < to + 1; id += kThreads/
+choose_tokens.descent_bound|kernels/choose_tokens.cu|s/id < vocab; id \+= kThreads\) \{\n      const float v/id < vocab + 1; id += kThreads) {\n      const float v/
+choose_tokens.range_end|kernels/choose_tokens.cu|s/to < 32 \? ~\(~0u << to\) : ~0u/~0u/
+choose_tokens.zeros|kernels/choose_tokens.cu|s/v == v \? v \+ 0\.f : -INFINITY/v == v ? v : -INFINITY/
+choose_tokens.ties|kernels/choose_tokens.cu|s/kIdMask - static_cast<Bits64>\(id\)/static_cast<Bits64>(id)/
+choose_tokens.floor|kernels/choose_tokens.cu|s/if \(kth\.there\) floor/if (false) floor/
 conv1d.border|kernels/conv1d.cu|s/frame >= 0 && frame < s.frames/true/
 linear_bf16.wait|kernels/linear.cu|s/cp_async_wait<kStages - 2>/cp_async_wait<kStages - 1>/
 linear_bf16.barrier|kernels/linear.cu|s/__syncthreads\(\);  \/\/ this stage.*\n//
@@ -92,7 +106,8 @@ chosen() {
 # The tests that know a kernel.
 tests_of() {
   case $1 in
-    block_sum.*) echo '*Norm*' ;;
+    block_reduce.*) echo '*Norm*:*ChooseTokens*' ;;
+    block_scan.*|choose_tokens.*) echo '*ChooseTokens*' ;;
     convert_rows.*) echo '*Copies*' ;;
     pad_rows.*|finish_linear.*) echo '*Fast*' ;;
     embed_rows.*) echo '*Embed*' ;;

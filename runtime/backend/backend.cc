@@ -23,6 +23,25 @@ void CheckKv(const KvCacheView& kv, int32_t layer) {
   CHECK_EQ(kv.block_stride_bytes % 64, 0u);
 }
 
+void CheckChoice(const TokenChoice& c, int64_t rows, int32_t vocab) {
+  CHECK(c.row >= 0 && c.row < rows) << c.row << " of " << rows << " rows";
+  for (const auto& ids : c.banned) CheckIndices(ids, vocab);
+  for (const auto& [from, to] : c.banned_ranges) {
+    CHECK(from >= to || (from >= 0 && to <= vocab)) << from << " to " << to << " of " << vocab;
+  }
+  CHECK(c.timestamp_begin >= -1 && c.timestamp_begin <= vocab) << c.timestamp_begin;
+  int32_t last = -1;
+  for (const LogitEdit& edit : c.edits) {
+    CHECK(edit.id > last && edit.id < vocab) << edit.id << " behind " << last << " of " << vocab;
+    CHECK_GT(edit.repetition, 0);
+    last = edit.id;
+  }
+  CHECK(c.temperature >= 0 && c.top_k >= 0 && c.top_p > 0 && c.top_p <= 1);
+  CHECK(c.min_p >= 0 && c.min_p < 1);
+  CHECK(c.num_likeliest >= 0 && c.num_likeliest <= TokenChoice::kMostLikeliest) << c.num_likeliest;
+  CheckIndices(c.asked, vocab);
+}
+
 }  // namespace
 
 // float32 is good anywhere, the storage type only where the backend computes in it.
@@ -301,6 +320,15 @@ void Backend::EncoderAttention(TensorView y, ConstTensorView q, ConstTensorView 
   CHECK(seqs > 0 && q.rows() % seqs == 0 && k.rows() % seqs == 0 && k.rows() > 0)
       << q.rows() << " queries and " << k.rows() << " keys of " << seqs << " sequences";
   DoEncoderAttention(y, q, k, v, seqs, scale);
+}
+
+void Backend::ChooseTokens(ChosenTokens& chosen, ConstTensorView logits,
+                           std::span<const TokenChoice> choices) {
+  CHECK(logits.rank() == 2 && logits.dtype() == DType::kFloat32);
+  const auto vocab = static_cast<int32_t>(logits.dim(1));
+  for (const TokenChoice& c : choices) CheckChoice(c, logits.rows(), vocab);
+  const std::span<ChosenToken> to = chosen.Prepare(choices);
+  if (!to.empty()) DoChooseTokens(to, logits, choices);
 }
 
 #undef CHECK_ACT

@@ -1,12 +1,13 @@
 // THE SEAM: every operation a model's forward pass is made of. runtime/cpu and cuda implement it.
 //
 // Public functions check shapes and dtypes once (CHECK: a wrong call is our bug) and forward to a
-// private virtual Do*, so that the twins hold arithmetic only. Engine thread only, in program order;
-// results may be read by the host after CopyToHost.
+// private virtual Do*, so that the twins hold arithmetic only. Engine thread only, in program
+// order. A device may have ops queued when they return: the host reads results after CopyToHost,
+// which waits, or after Wait.
 //
-// Dtypes. `dtype()` is the storage type of weights, activations and KV: float32 (the exact reference
-// mode) or bfloat16. Sums are kept in float32 everywhere. The residual stream is float32 in both.
-// "act" below means: float32 or dtype().
+// Dtypes. `dtype()` is the storage type of weights, activations and KV: float32 (the exact
+// reference mode) or bfloat16. Sums are kept in float32 everywhere. The residual stream is float32
+// in both. "act" below means: float32 or dtype().
 //
 // Batch invariance: a row of a result depends on that row's inputs alone, bit for bit: never on how
 // many rows there are, on their order, or on how a prefill was cut into chunks. An op whose twin
@@ -25,6 +26,7 @@
 #include "runtime/backend/batch.h"
 #include "runtime/backend/media_ops.h"
 #include "runtime/backend/tensor.h"
+#include "runtime/backend/token_choice.h"
 
 namespace sensorium {
 
@@ -154,6 +156,18 @@ class Backend {
   // Copies whole KV blocks: the copy in copy-on-write.
   void CopyKvBlock(const KvCacheView& kv, BlockId to, BlockId from);
 
+  // ---- Waiting and time
+  // -------------------------------------------------------------------------- Returns when all
+  // that was queued has run.
+  virtual void Wait() = 0;
+  // Takes memory for marks [0, count).
+  virtual void ReserveMarks(int32_t count) = 0;
+  // Puts mark i behind all that is queued by now. REQUIRES: reserved
+  virtual void Mark(int32_t i) = 0;
+  // What lay between two marks, on the device's own clock.
+  // REQUIRES: both were put, and waited for.
+  virtual int64_t NanosBetween(int32_t from, int32_t to) = 0;
+
   // ---- Rows ------------------------------------------------------------------------------------
   // y[i] = table[ids[i]], or y[i] += ... when `add`; a negative id leaves y[i] as it is.
   // y float32 [n, columns].
@@ -165,8 +179,9 @@ class Backend {
   // y[i] = mean of x[i * group .. (i+1) * group); same dtype; added up in ascending order.
   void MeanRows(TensorView y, ConstTensorView x, int64_t group);
 
-  // ---- Norms: x act, y act, weight/bias float32 [columns] -----------------------------------------
-  // y = x / sqrt(mean(x^2) + eps) * weight, per row. Zhang & Sennrich 2019 (arXiv:1910.07467), eq. 4.
+  // ---- Norms: x act, y act, weight/bias float32 [columns]
+  // ----------------------------------------- y = x / sqrt(mean(x^2) + eps) * weight, per row.
+  // Zhang & Sennrich 2019 (arXiv:1910.07467), eq. 4.
   void RmsNorm(TensorView y, ConstTensorView x, ConstTensorView weight, float eps);
   // y += RmsNorm(x); y float32: the post-norm residual of OLMo.
   void AddRmsNorm(TensorView y, ConstTensorView x, ConstTensorView weight, float eps);
@@ -174,32 +189,37 @@ class Backend {
   void LayerNorm(TensorView y, ConstTensorView x, ConstTensorView weight, ConstTensorView bias,
                  float eps);
 
-  // ---- Linear and MLP ----------------------------------------------------------------------------
-  // y = act(x W^T + b), or y += x W^T + b when `add` (y float32, no activation).
-  // x act [tokens, in], y act [tokens, out].
+  // ---- Linear and MLP
+  // ---------------------------------------------------------------------------- y = act(x W^T +
+  // b), or y += x W^T + b when `add` (y float32, no activation). x act [tokens, in], y act [tokens,
+  // out].
   void Linear(TensorView y, ConstTensorView x, const LinearWeight& w,
               Activation activation = Activation::kNone);
   void AddLinear(TensorView y, ConstTensorView x, const LinearWeight& w);
   // y = silu(gate) * up; all [tokens, ffn] act. Shazeer 2020 (arXiv:2002.05202), SwiGLU.
   void SiluMul(TensorView y, ConstTensorView up, ConstTensorView gate);
   // Convolution over frames with zero padding (kernel - 1) / 2 on both sides, per sequence.
-  // x act [seqs * frames, in], y act [seqs * frames_out, out], frames_out = (frames - 1)/stride + 1.
+  // x act [seqs * frames, in], y act [seqs * frames_out, out], frames_out = (frames - 1)/stride
+  // + 1.
   void Conv1d(TensorView y, ConstTensorView x, const LinearWeight& w, int64_t seqs, int64_t kernel,
               int64_t stride, Activation activation);
-  // Router: softmax over experts of logits [tokens, experts] float32, then the top k, highest first,
-  // lowest id on ties; weights not renormalised. ids [tokens, k] int32, weights [tokens, k] float32.
+  // Router: softmax over experts of logits [tokens, experts] float32, then the top k, highest
+  // first, lowest id on ties; weights not renormalised. ids [tokens, k] int32, weights [tokens, k]
+  // float32.
   void MoeRoute(TensorView ids, TensorView weights, ConstTensorView logits);
   // y += sum over the k experts of a row, in ascending expert id, of weight * expert(x).
   // y float32 [tokens, hidden], x act [tokens, hidden].
   void AddMoe(TensorView y, ConstTensorView x, ConstTensorView ids, ConstTensorView weights,
               std::span<const ExpertWeights> experts);
 
-  // ---- Attention -----------------------------------------------------------------------------------
-  // Rotates pairs (i, i + head_dim/2) of each head by position * inv_freq[i]; in place.
-  // x act [tokens, heads, head_dim]; inv_freq [head_dim / 2]. Su et al. 2021 (arXiv:2104.09864), in
-  // the half-rotation form of GPT-NeoX and Llama; angles, sines and cosines in float32.
+  // ---- Attention
+  // ----------------------------------------------------------------------------------- Rotates
+  // pairs (i, i + head_dim/2) of each head by position * inv_freq[i]; in place. x act [tokens,
+  // heads, head_dim]; inv_freq [head_dim / 2]. Su et al. 2021 (arXiv:2104.09864), in the
+  // half-rotation form of GPT-NeoX and Llama; angles, sines and cosines in float32.
   void Rope(TensorView x, std::span<const int32_t> positions, std::span<const float> inv_freq);
-  // Writes k, v act [tokens, kv_heads, head_dim] into slots of one layer. A negative slot is skipped.
+  // Writes k, v act [tokens, kv_heads, head_dim] into slots of one layer. A negative slot is
+  // skipped.
   void StoreKv(const KvCacheView& kv, int32_t layer, ConstTensorView k, ConstTensorView v,
                std::span<const int64_t> slot_mapping);
   // softmax(scale q k^T) v over the cached tokens of each sequence, over [0, position] when causal,
@@ -211,6 +231,14 @@ class Backend {
   // length: q, y act [seqs * q_len, heads, head_dim]; k, v act [seqs * kv_len, heads, head_dim].
   void EncoderAttention(TensorView y, ConstTensorView q, ConstTensorView k, ConstTensorView v,
                         int64_t seqs, float scale);
+
+  // ---- Choosing
+  // ------------------------------------------------------------------------------------ One token
+  // for each choice from logits float32 [rows, vocab], as token_choice.h tells. `chosen` is filled
+  // in when Wait returns. Every answer depends on its choice and its row alone; the draws are the
+  // same on every backend but for roundings of the probabilities.
+  void ChooseTokens(ChosenTokens& chosen, ConstTensorView logits,
+                    std::span<const TokenChoice> choices);
 
  protected:
   explicit Backend(DType dtype) : dtype_(dtype) {
@@ -233,8 +261,7 @@ class Backend {
   virtual void DoEmbed(TensorView y, const TableWeight& table, std::span<const int32_t> ids,
                        bool add) = 0;
   virtual void DoGatherRows(TensorView y, ConstTensorView x, std::span<const int32_t> rows) = 0;
-  virtual void DoScatterAddRows(TensorView y, ConstTensorView x,
-                                std::span<const int32_t> rows) = 0;
+  virtual void DoScatterAddRows(TensorView y, ConstTensorView x, std::span<const int32_t> rows) = 0;
   virtual void DoMeanRows(TensorView y, ConstTensorView x, int64_t group) = 0;
   virtual void DoRmsNorm(TensorView y, ConstTensorView x, ConstTensorView weight, float eps,
                          bool add) = 0;
@@ -250,13 +277,15 @@ class Backend {
                         ConstTensorView weights, std::span<const ExpertWeights> experts) = 0;
   virtual void DoRope(TensorView x, std::span<const int32_t> positions,
                       std::span<const float> inv_freq) = 0;
-  virtual void DoStoreKv(const KvCacheView& kv, int32_t layer, ConstTensorView k,
-                         ConstTensorView v, std::span<const int64_t> slot_mapping) = 0;
+  virtual void DoStoreKv(const KvCacheView& kv, int32_t layer, ConstTensorView k, ConstTensorView v,
+                         std::span<const int64_t> slot_mapping) = 0;
   virtual void DoPagedAttention(TensorView y, ConstTensorView q, const KvCacheView& kv,
                                 int32_t layer, const AttentionBatch& batch, float scale,
                                 bool causal) = 0;
   virtual void DoEncoderAttention(TensorView y, ConstTensorView q, ConstTensorView k,
                                   ConstTensorView v, int64_t seqs, float scale) = 0;
+  virtual void DoChooseTokens(std::span<ChosenToken> chosen, ConstTensorView logits,
+                              std::span<const TokenChoice> choices) = 0;
 
   const DType dtype_;
 };

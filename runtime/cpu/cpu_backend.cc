@@ -115,6 +115,10 @@ size_t CpuBackend::KvBlockBytes(const KvLayout& layout) const {
   return KvHeadOffset(layout, dtype(), layout.layers, 0);
 }
 
+int64_t CpuBackend::NanosBetween(int32_t from, int32_t to) {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(marks_[to] - marks_[from]).count();
+}
+
 std::unique_ptr<LinearWeight> CpuBackend::DoPackLinear(std::span<const LinearSource> parts) {
   return PackedLinear::Pack(parts, dtype(), level_, pool_, slabs_);
 }

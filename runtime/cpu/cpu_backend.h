@@ -5,6 +5,7 @@
 // never on neighbours, chunking, block tables or the number of threads.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <optional>
 #include <span>
@@ -41,6 +42,10 @@ class CpuBackend final : public Backend {
   absl::StatusOr<std::unique_ptr<DeviceBuffer>> Allocate(size_t size_bytes) override;
   std::unique_ptr<DeviceBuffer> UploadFloat32(ConstTensorView source) override;
   size_t KvBlockBytes(const KvLayout& layout) const override;
+  void Wait() override {}  // every op is done when it returns
+  void ReserveMarks(int32_t count) override { marks_.resize(count); }
+  void Mark(int32_t i) override { marks_[i] = std::chrono::steady_clock::now(); }
+  int64_t NanosBetween(int32_t from, int32_t to) override;
 
  private:
   CpuBackend(DType dtype, int threads, bool pin, CpuLevel level);
@@ -77,6 +82,8 @@ class CpuBackend final : public Backend {
                         const AttentionBatch& batch, float scale, bool causal) override;
   void DoEncoderAttention(TensorView y, ConstTensorView q, ConstTensorView k, ConstTensorView v,
                           int64_t seqs, float scale) override;
+  void DoChooseTokens(std::span<ChosenToken> chosen, ConstTensorView logits,
+                      std::span<const TokenChoice> choices) override;
 
   // Runs body(begin, end) over [0, rows) in ranges of some 16 K elements, `elements` in a row:
   // less than that is done before another thread is awake.
@@ -96,6 +103,7 @@ class CpuBackend final : public Backend {
   std::vector<int32_t> rope_positions_;
   std::vector<float> rope_inv_freq_;
   AlignedBuffer rope_table_;  // float32 [tokens, 2, head_dim / 2]: cosines, sines
+  std::vector<std::chrono::steady_clock::time_point> marks_;
 };
 
 }  // namespace sensorium

@@ -41,8 +41,7 @@ void AnswerStream::Started(GenerateStarted started) {
 }
 
 void AnswerStream::Token(int32_t answer, int32_t token, float logprob,
-                         std::span<const std::pair<int32_t, float>> alternatives,
-                         std::string_view text) {
+                         std::span<const TokenLogProb> alternatives, std::string_view text) {
   std::lock_guard lock(mu_);
   CHECK_LT(unsaid_.records.size(), unsaid_.records.capacity());
   unsaid_.records.push_back({.answer = answer,
@@ -89,7 +88,7 @@ void AnswerStream::Publish() {
 
 void AnswerStream::Say(const News& news) {
   std::string_view text = news.text;
-  std::span<const std::pair<int32_t, float>> alternatives = news.alternatives;
+  std::span<const TokenLogProb> alternatives = news.alternatives;
   for (const Record& r : news.records) {
     Answer& answer = answers_[r.answer];
     if (r.finished) {

@@ -43,7 +43,7 @@ class AnswerStream : public Publishable {
   bool HasRoom();
   void Started(GenerateStarted started);
   void Token(int32_t answer, int32_t token, float logprob,
-             std::span<const std::pair<int32_t, float>> alternatives, std::string_view text);
+             std::span<const TokenLogProb> alternatives, std::string_view text);
   void Finished(int32_t answer, FinishReason reason, const Usage& usage, const Timing& timing);
   void Ended(absl::Status status);  // nothing may follow
 
@@ -65,8 +65,8 @@ class AnswerStream : public Publishable {
   };
   struct News {
     std::vector<Record> records;
-    std::vector<std::pair<int32_t, float>> alternatives;  // of all records, one behind the other
-    std::string text;                                     // the same
+    std::vector<TokenLogProb> alternatives;  // of all records, one behind the other
+    std::string text;                        // the same
     void Reserve(const Options& options);
     void Clear();
   };

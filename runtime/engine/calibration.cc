@@ -58,16 +58,19 @@ Prices GuessWhisper(const WhisperConfig& c, int32_t stages) {
 // Runs bodies and keeps what they took, until the time is up.
 class Stopwatch {
  public:
-  explicit Stopwatch(int64_t limit_ms) : end_(Clock::now() + std::chrono::milliseconds(limit_ms)) {}
+  Stopwatch(Backend& backend, int64_t limit_ms)
+      : be_(backend), end_(Clock::now() + std::chrono::milliseconds(limit_ms)) {}
   bool over() const { return Clock::now() >= end_; }
   template <typename Body>
   void Measure(const Work& work, const Body& body) {
     if (over()) return;
     body();  // pages, caches and clocks come up
+    be_.Wait();
     if (over()) return;
     for (int run = 0; run < 2 && !over(); ++run) {
       const Clock::time_point start = Clock::now();
       body();
+      be_.Wait();
       samples_.push_back(
           {work,
            std::chrono::duration_cast<std::chrono::nanoseconds>(Clock::now() - start).count()});
@@ -76,6 +79,7 @@ class Stopwatch {
   std::vector<Sample> Take() { return std::move(samples_); }
 
  private:
+  Backend& be_;
   const Clock::time_point end_;
   std::vector<Sample> samples_;
 };
@@ -172,16 +176,19 @@ void TryForward(LoadedModel& model, const CalibrationSpace& space, int32_t rows,
     const std::vector<int32_t> ids(tokens, 0);
     const int32_t last = tokens - 1;
     StepBatch batch;
+    ChosenTokens chosen;
     for (const BlockTable& table : tables) {
-      batch.Add({.tokens = ids,
-                 .first_position = context,
-                 .self = &table,
-                 .cross = model.is_whisper() ? &cross : nullptr,
-                 .cross_len = cross_len,
-                 .wanted = tokens == 1 ? std::span(&last, 1) : std::span<const int32_t>(),
-                 .features = {},
-                 .feature_rows = {},
-                 .feature_offsets = {}});
+      const int32_t row =
+          batch.Add({.tokens = ids,
+                     .first_position = context,
+                     .self = &table,
+                     .cross = model.is_whisper() ? &cross : nullptr,
+                     .cross_len = cross_len,
+                     .wanted = tokens == 1 ? std::span(&last, 1) : std::span<const int32_t>(),
+                     .features = {},
+                     .feature_rows = {},
+                     .feature_offsets = {}});
+      if (tokens == 1) batch.Choose(row, {});
     }
     const int64_t n = int64_t{rows} * tokens, from = context, t = tokens;
     Work work{.forwards = 1, .cross_positions = n * cross_len};
@@ -193,8 +200,9 @@ void TryForward(LoadedModel& model, const CalibrationSpace& space, int32_t rows,
       work.prefill_context = rows * (t * from + t * (t + 1) / 2);
     }
     trial(work, [&] {
-      RunForward(space.backend, model, batch,
-                 {.logits = space.logits, .workspace = space.workspace});
+      const TensorView logits = RunForward(
+          space.backend, model, batch, {.logits = space.logits, .workspace = space.workspace});
+      space.backend.ChooseTokens(chosen, logits, batch.choices());
     });
   }
   space.blocks.Unreserve(need);
@@ -228,7 +236,7 @@ Prices GuessPrices(const LoadedModel& model) {
 
 std::vector<Sample> MeasureModel(LoadedModel& model, const CalibrationSpace& space,
                                  int64_t limit_ms) {
-  Stopwatch watch(limit_ms);
+  Stopwatch watch(space.backend, limit_ms);
   const auto measure = [&](const Work& work, absl::FunctionRef<void()> run) {
     watch.Measure(work, run);
   };
@@ -245,7 +253,10 @@ std::vector<Sample> MeasureModel(LoadedModel& model, const CalibrationSpace& spa
 
 void Rehearse(LoadedModel& model, const CalibrationSpace& space, int32_t max_crops) {
   Record(model, space);
-  const auto once = [](const Work&, absl::FunctionRef<void()> run) { run(); };
+  const auto once = [&](const Work&, absl::FunctionRef<void()> run) {
+    run();
+    space.backend.Wait();
+  };
   const int32_t block_size = model.self_kv.layout.block_size;
   const int32_t cross_blocks = model.is_whisper()
                                    ? BlockTable::BlocksFor(model.whisper->config().audio_positions,

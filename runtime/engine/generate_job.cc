@@ -11,9 +11,7 @@ namespace sensorium {
 GenerateJob::GenerateJob(LoadedModel& model, PreparedGenerate prepared,
                          std::shared_ptr<GenerateQueue> queue, std::string_view tenant_salt,
                          size_t max_unsaid, std::function<void()> wake)
-    : Job(model, prepared.request.deadline, prepared.submitted),
-      p_(std::move(prepared)),
-      sampler_(p_.request.sampling, model.vocab_size()) {
+    : Job(model, prepared.request.deadline, prepared.submitted), p_(std::move(prepared)) {
   spec_.model = model.index;
   spec_.priority = p_.request.priority;
   spec_.rows = p_.request.n;
@@ -105,7 +103,9 @@ void GenerateJob::Attach(const JobServices& services) {
   answers_.reserve(p_.request.n);
   for (int32_t i = 0; i < p_.request.n; ++i) {
     Answer& answer =
-        answers_.emplace_back(*model_.tokenizer, BlockTable(*services.blocks, size, blocks));
+        answers_.emplace_back(*model_.tokenizer, BlockTable(*services.blocks, size, blocks),
+                              Sampler(p_.request.sampling, model_.vocab_size(), p_.prompt,
+                                      p_.max_tokens, static_cast<uint64_t>(i)));
     answer.index = i;
     answer.tokens.reserve(p_.max_tokens);
     answer.chain.reserve(blocks);
@@ -275,15 +275,24 @@ void GenerateJob::AddPrefill(int32_t tokens, StepBatch& batch) {
   const int32_t last = tokens - 1;
   // Behind a preemption the first tokens are known already.
   const bool wanted = end == PromptTokens() && first.tokens.empty();
-  batch.Add({.tokens = std::span(p_.prompt).subspan(begin, tokens),
-             .first_position = begin,
-             .self = &first.table,
-             .cross = nullptr,
-             .cross_len = 0,
-             .wanted = wanted ? std::span(&last, 1) : std::span<const int32_t>(),
-             .features = features,
-             .feature_rows = feature_rows_,
-             .feature_offsets = feature_offsets_});
+  const int32_t row =
+      batch.Add({.tokens = std::span(p_.prompt).subspan(begin, tokens),
+                 .first_position = begin,
+                 .self = &first.table,
+                 .cross = nullptr,
+                 .cross_len = 0,
+                 .wanted = wanted ? std::span(&last, 1) : std::span<const int32_t>(),
+                 .features = features,
+                 .feature_rows = feature_rows_,
+                 .feature_offsets = feature_offsets_});
+  if (!wanted) return;
+  for (const Answer& answer : answers_) Choose(answer, row, batch);
+}
+
+void GenerateJob::Choose(const Answer& answer, int32_t row, StepBatch& batch) const {
+  TokenChoice choice = answer.sampler.choice();
+  choice.num_likeliest = p_.request.logprobs;
+  batch.Choose(row, choice);
 }
 
 void GenerateJob::AddDecode(StepBatch& batch) {
@@ -292,15 +301,16 @@ void GenerateJob::AddDecode(StepBatch& batch) {
     if (answer.done) continue;
     // The newest token has been sampled but not computed.
     answer.table.Grow(answer.computed + 1);
-    batch.Add({.tokens = std::span(&answer.tokens.back(), 1),
-               .first_position = answer.computed,
-               .self = &answer.table,
-               .cross = nullptr,
-               .cross_len = 0,
-               .wanted = std::span(&wanted, 1),
-               .features = {},
-               .feature_rows = {},
-               .feature_offsets = {}});
+    const int32_t row = batch.Add({.tokens = std::span(&answer.tokens.back(), 1),
+                                   .first_position = answer.computed,
+                                   .self = &answer.table,
+                                   .cross = nullptr,
+                                   .cross_len = 0,
+                                   .wanted = std::span(&wanted, 1),
+                                   .features = {},
+                                   .feature_rows = {},
+                                   .feature_offsets = {}});
+    Choose(answer, row, batch);
   }
 }
 
@@ -340,8 +350,7 @@ void GenerateJob::Fork(std::vector<BlockCopy>& copies) {
   if (answers_[0].done) answers_[0].table.Clear();
 }
 
-void GenerateJob::OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) {
-  const size_t vocab = static_cast<size_t>(model_.vocab_size());
+void GenerateJob::OnForward(std::span<const ChosenToken> chosen, std::vector<BlockCopy>& copies) {
   if (prefilling_ > 0) {
     chunk_of_->computed += std::exchange(prefilling_, 0);
     blocks_peak_ = std::max(blocks_peak_, CountBlocks());
@@ -352,15 +361,15 @@ void GenerateJob::OnForward(std::span<const float> logits, std::vector<BlockCopy
     Fork(copies);
     if (!fresh) return;
     clock_.FirstToken();
-    for (Answer& answer : answers_) Sample(answer, logits.first(vocab));
+    for (Answer& answer : answers_) Take(answer, chosen[static_cast<size_t>(answer.index)]);
   } else {
     blocks_peak_ = std::max(blocks_peak_, CountBlocks());
-    size_t row = 0;
+    size_t next = 0;
     for (Answer& answer : answers_) {
       if (answer.done) continue;
       ++answer.computed;
       KeepAnswer(answer);
-      Sample(answer, logits.subspan(row++ * vocab, vocab));
+      Take(answer, chosen[next++]);
     }
   }
   if (std::all_of(answers_.begin(), answers_.end(), [](const Answer& a) { return a.done; })) {
@@ -368,16 +377,14 @@ void GenerateJob::OnForward(std::span<const float> logits, std::vector<BlockCopy
   }
 }
 
-void GenerateJob::Sample(Answer& answer, std::span<const float> logits) {
-  const Sampler::Choice choice =
-      sampler_.Sample(logits, p_.prompt, answer.tokens, p_.request.logprobs,
-                      static_cast<uint64_t>(answer.index), *model_.sampler_scratch);
-  answer.tokens.push_back(choice.token);
+void GenerateJob::Take(Answer& answer, const ChosenToken& chosen) {
+  answer.tokens.push_back(chosen.token);
+  answer.sampler.Push(chosen.token);
   const std::vector<int32_t>& stops = model_.prompt->stop_ids();
-  const bool stopped = std::find(stops.begin(), stops.end(), choice.token) != stops.end();
+  const bool stopped = std::find(stops.begin(), stops.end(), chosen.token) != stops.end();
   const bool full = static_cast<int32_t>(answer.tokens.size()) == p_.max_tokens;
 
-  if (!stopped) answer.decoder.Push(choice.token, answer.held);
+  if (!stopped) answer.decoder.Push(chosen.token, answer.held);
   if (stopped || full) answer.decoder.Flush(answer.held);
   // The model answers with a leading space, which is not part of what it says.
   if (!answer.started && !answer.held.empty()) {
@@ -386,7 +393,7 @@ void GenerateJob::Sample(Answer& answer, std::span<const float> logits) {
   }
   bool stop_string = false;
   const size_t sayable = Sayable(answer, stopped || full, stop_string);
-  stream_->Token(answer.index, choice.token, choice.logprob, choice.alternatives,
+  stream_->Token(answer.index, chosen.token, chosen.logprob, chosen.likeliest,
                  std::string_view(answer.held).substr(0, sayable));
   answer.held.erase(0, sayable);
   if (stop_string) {

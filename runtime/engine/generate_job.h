@@ -52,18 +52,21 @@ class GenerateJob : public Job {
   void RunEncode(int32_t units, TensorView state, Workspace& workspace) override;
   void AddPrefill(int32_t tokens, StepBatch& batch) override;
   void AddDecode(StepBatch& batch) override;
-  void OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) override;
+  void OnForward(std::span<const ChosenToken> chosen, std::vector<BlockCopy>& copies) override;
   bool Ended() const override { return ended_; }
   void End(absl::Status status) override;
 
  private:
   struct Answer {
-    Answer(const Tokenizer& tokenizer, BlockTable table)
-        : table(std::move(table)), decoder(tokenizer, /*skip_special=*/true) {}
+    Answer(const Tokenizer& tokenizer, BlockTable table, Sampler sampler)
+        : table(std::move(table)),
+          sampler(std::move(sampler)),
+          decoder(tokenizer, /*skip_special=*/true) {}
     int32_t index = 0;  // of n
     BlockTable table;
     int32_t computed = 0;  // tokens in its cache: the prompt and all answer tokens but the newest
     std::vector<int32_t> tokens;
+    Sampler sampler;                 // has heard of all of them
     std::vector<ContentHash> chain;  // of its full blocks, the prompt's first
     StreamDecoder decoder;
     std::string held;      // text the reader has not: it may become a stop string
@@ -86,7 +89,8 @@ class GenerateJob : public Job {
   void KeepAnswer(Answer& answer);
   void Post() { services_.publisher->Post(stream_); }
   void Fork(std::vector<BlockCopy>& copies);
-  void Sample(Answer& answer, std::span<const float> logits);
+  void Choose(const Answer& answer, int32_t row, StepBatch& batch) const;
+  void Take(Answer& answer, const ChosenToken& chosen);
   // How much of answer.held the reader may have: all that can no longer become part of a stop
   // string. `stopped`: one came, and is cut off.
   size_t Sayable(Answer& answer, bool last, bool& stopped) const;
@@ -97,7 +101,6 @@ class GenerateJob : public Job {
   PreparedGenerate p_;
   std::shared_ptr<AnswerStream> stream_;
   GenerateStarted started_;  // until it is sent
-  Sampler sampler_;
   JobServices services_;
   ContentHasher hasher_;
 

@@ -116,9 +116,9 @@ class Job {
   virtual void RunEncode(int32_t units, TensorView state, Workspace& workspace) = 0;
   virtual void AddPrefill(int32_t tokens, StepBatch& batch) = 0;
   virtual void AddDecode(StepBatch& batch) = 0;
-  // After the forward pass that its AddPrefill or AddDecode went into. `logits` are the rows it
-  // asked for, in order, each `vocab` long; copies that its forks need go to `copies`.
-  virtual void OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) = 0;
+  // After the forward pass that its AddPrefill or AddDecode went into. `chosen` is what came of the
+  // choices it asked for, in order; copies that its forks need go to `copies`.
+  virtual void OnForward(std::span<const ChosenToken> chosen, std::vector<BlockCopy>& copies) = 0;
   virtual bool Ended() const = 0;
   // Ends it early (or confirms its end): tells the reader and gives every block back. Idempotent.
   virtual void End(absl::Status status) = 0;

@@ -120,7 +120,6 @@ KvLayout LoadedModel::SelfLayout() const {
 KvLayout LoadedModel::CrossLayout() const { return SelfLayout(); }
 
 void LoadedModel::TakeStepMemory(int32_t max_running) {
-  sampler_scratch.emplace(vocab_size());
   if (!is_whisper()) return;
   const WhisperConfig& c = whisper->config();
   window_mel.resize(static_cast<size_t>(c.window_frames()) * c.mels);
@@ -187,8 +186,8 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(
   } else if (type == "whisper") {
     RETURN_IF_ERROR(LoadWhisper(m, loader, origin));
   } else {
-    return absl::UnimplementedError(absl::StrCat(
-        origin, ": model_type is '", type, "'; this build serves molmo and whisper"));
+    return absl::UnimplementedError(
+        absl::StrCat(origin, ": model_type is '", type, "'; this build serves molmo and whisper"));
   }
   m.info.name = name;
   if (config.contains("architectures") && config["architectures"].is_array() &&

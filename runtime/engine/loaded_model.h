@@ -17,7 +17,6 @@
 #include "runtime/models/molmo.h"
 #include "runtime/models/whisper.h"
 #include "runtime/models/whisper_vocabulary.h"
-#include "runtime/sampling/sampler.h"
 #include "runtime/tokenizer/tokenizer.h"
 #include "runtime/weights/checkpoint.h"
 
@@ -62,7 +61,6 @@ struct LoadedModel {
   TensorView FeatureSlot(int32_t slot) const;
 
   // Engine thread only, taken by TakeStepMemory.
-  std::optional<SamplerScratch> sampler_scratch;
   std::vector<float> window_mel;  // [window_frames, mels]: what the encoder's first stage reads
   // Audio windows that are being encoded, and by whom: who wants the same one waits for it.
   std::vector<std::pair<ContentHash, const void*>> windows_in_encoder;

@@ -24,6 +24,7 @@ void StepBatch::Reserve(int32_t seqs, int32_t tokens, int32_t blocks_per_seq) {
   context_len_.reserve(seqs);
   cross_len_.reserve(seqs);
   logit_rows_.reserve(2 * seqs);
+  choices_.reserve(2 * seqs);
   for (Tables* tables : {&self_, &cross_}) {
     tables->rows.reserve(seqs);
     tables->packed.reserve(static_cast<size_t>(seqs) * blocks_per_seq);
@@ -44,6 +45,7 @@ void StepBatch::Clear() {
   cross_len_.clear();
   logit_rows_.clear();
   idle_rows_ = 0;
+  choices_.clear();
   for (Tables* tables : {&self_, &cross_}) {
     tables->rows.clear();
     tables->least_blocks = 0;
@@ -82,6 +84,12 @@ int32_t StepBatch::Add(const Sequence& s) {
     pending_adds_.push_back({s.features, begin, feature_from_.size()});
   }
   return first_logits;
+}
+
+void StepBatch::Choose(int32_t first_row, TokenChoice choice) {
+  choice.row += first_row;
+  CHECK(choice.row >= first_row && choice.row < logit_rows());
+  choices_.push_back(choice);
 }
 
 bool StepBatch::only_decodes() const {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/backend/batch.h"
+#include "runtime/backend/token_choice.h"
 #include "runtime/kv_cache/block_table.h"
 #include "runtime/models/llm_decoder.h"
 
@@ -33,6 +34,9 @@ class StepBatch {
   // Returns the index of the sequence's first row of logits. Its tables stay as they are until the
   // batch has run.
   int32_t Add(const Sequence& sequence);
+  // Chooses a token from the choice's row, counted from `first_row` of the logits. What its spans
+  // see stays as it is until the batch has been queued.
+  void Choose(int32_t first_row, TokenChoice choice);
   // Whether every sequence has one new token, whose logits are wanted, and no features.
   bool only_decodes() const;
   // Makes a batch of decodes one of `rows` sequences, its tables so many blocks wide: behind the
@@ -48,6 +52,7 @@ class StepBatch {
   int32_t max_context() const;                                                // of any sequence
   // Those that were asked for.
   int32_t logit_rows() const { return static_cast<int32_t>(logit_rows_.size()) - idle_rows_; }
+  std::span<const TokenChoice> choices() const { return choices_; }
 
   // Views of the arrays, valid until the next Add or Clear.
   DecoderBatch Decoder();
@@ -72,6 +77,7 @@ class StepBatch {
   std::vector<int32_t> context_len_, cross_len_;
   std::vector<int32_t> logit_rows_;
   int32_t idle_rows_ = 0;  // of nobody, the last ones
+  std::vector<TokenChoice> choices_;
   Tables self_, cross_;
   std::vector<int32_t> feature_from_, feature_to_;
   std::vector<PendingAdd> pending_adds_;

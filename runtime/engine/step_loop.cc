@@ -70,11 +70,7 @@ absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
                            .optimistic = config_.optimistic_admission,
                            .chaos_seed = config_.chaos_seed};
   steps_.resize(models_.size());
-  for (size_t m = 0; m < models_.size(); ++m) {
-    const LoadedModel& model = *models_[m];
-    steps_[m].host_logits.resize(static_cast<size_t>(memory_.max_logit_rows) * model.vocab_size());
-    costs_.emplace_back(GuessPrices(model));
-  }
+  for (const auto& model : models_) costs_.emplace_back(GuessPrices(*model));
   TakeStepMemory();
   if (config_.calibrate) Calibrate();
   for (size_t m = 0; m < models_.size(); ++m) {
@@ -113,10 +109,16 @@ void StepLoop::TakeStepMemory() {
     }
     steps_[m].batch.Reserve(seqs, tokens, blocks);
     steps_[m].entries.reserve(seqs);
+    // A row in the plan chooses once, and a window's first pass asks for one thing more.
+    const size_t choices = 2 * static_cast<size_t>(seqs);
+    const size_t asked = model.is_whisper() ? model.vocabulary->languages.size() + 1 : 0;
+    steps_[m].chosen.Reserve(choices, choices * TokenChoice::kMostLikeliest, choices * asked);
     model.TakeStepMemory(config_.max_batch_seqs);
     Rehearse(model, memory_.SpaceForTrials(config_, be_), config_.max_encode_units);
   }
   copies_.reserve(seqs);
+  encodes_.reserve(seqs);
+  be_.ReserveMarks(2 * (seqs + static_cast<int32_t>(models_.size())));
 }
 
 void StepLoop::Calibrate() {
@@ -188,6 +190,7 @@ void StepLoop::Run() {
     try {
       TakeSubmissions();
       EndCancelled();
+      Reap();
       worked = Step();
     } catch (const std::exception& e) {  // the device broke: nothing more can be computed
       spdlog::critical("the device failed: {}", e.what());
@@ -253,7 +256,7 @@ void StepLoop::EndCancelled() {
   const Clock::time_point now = Clock::now();
   for (auto& [id, running] : jobs_) {
     Job& job = *running.job;
-    if (job.Ended()) continue;
+    if (job.Ended() || running.in_step) continue;
     if (cancel_all) {
       job.End(absl::UnavailableError("the server is shutting down"));
     } else if (job.Cancelled()) {
@@ -266,10 +269,20 @@ void StepLoop::EndCancelled() {
                        absl::FormatDuration(absl::FromChrono(config_.reader_timeout)))));
     }
   }
-  Reap();
 }
 
 bool StepLoop::Step() {
+  const Planned planned = PlanAndQueue();
+  if (planned != Planned::kQueued) return planned == Planned::kOnlyEnds;
+  // The device works. Of the jobs that the scheduler has admitted none may go before its Commit:
+  // who is ended here is reaped behind the step.
+  TakeSubmissions();
+  EndCancelled();
+  Finish();
+  return true;
+}
+
+StepLoop::Planned StepLoop::PlanAndQueue() {
   const NoAllocationScope scope;
   bool ended = false;
   for (auto& [id, running] : jobs_) ended |= running.job->Poll();
@@ -292,17 +305,21 @@ bool StepLoop::Step() {
     running.parked_since.reset();
     preempted = true;
   });
-  if (plan.items.empty()) return preempted || ended;
+  if (plan.items.empty()) return preempted || ended ? Planned::kOnlyEnds : Planned::kNothing;
   ++num_steps_;
 
-  const Clock::time_point start = Clock::now();
+  step_start_ = Clock::now();
+  marks_taken_ = 0;
+  encodes_.clear();
   for (ModelStep& step : steps_) {
     step.batch.Clear();
     step.entries.clear();
     step.work = {};
   }
   for (const PlanItem& item : plan.items) {
-    Job& job = *jobs_.at(item.job).job;
+    Running& running = jobs_.at(item.job);
+    running.in_step = true;
+    Job& job = *running.job;
     if (item.kind == WorkKind::kEncode) {
       Encode(item, job);
     } else {
@@ -313,9 +330,25 @@ bool StepLoop::Step() {
   for (int32_t m = 0; m < num_models; ++m) {
     if (!steps_[m].batch.empty()) Forward(m);
   }
-  scheduler_->Commit(NanosSince(start) / 1000);
-  for (int32_t m = 0; m < num_models; ++m) Publish(m);
-  return true;
+  return Planned::kQueued;
+}
+
+void StepLoop::Finish() {
+  const NoAllocationScope scope;
+  for (auto& [id, running] : jobs_) {
+    if (!running.in_step) running.job->Poll();
+  }
+  be_.Wait();
+  Measure();
+  scheduler_->Commit(NanosSince(step_start_) / 1000);
+  for (auto& [id, running] : jobs_) running.in_step = false;
+  for (int32_t m = 0; m < static_cast<int32_t>(models_.size()); ++m) Publish(m);
+}
+
+int32_t StepLoop::TakeMarks() {
+  const int32_t mark = std::exchange(marks_taken_, marks_taken_ + 2);
+  be_.Mark(mark);
+  return mark;
 }
 
 void StepLoop::TellWork(JobId id, Running& running) {
@@ -338,17 +371,18 @@ std::optional<Deadline> StepLoop::LastMoment(const Running& running) const {
 }
 
 void StepLoop::Encode(const PlanItem& item, Job& job) {
-  const Clock::time_point start = Clock::now();
+  const EncodeStep step = {.job = &job, .units = item.amount, .mark = TakeMarks()};
   job.RunEncode(item.amount, memory_.EncoderState(item.encoder_slot), memory_.workspace);
-  const int64_t ns = NanosSince(start);
-  job.clock().Add(WorkKind::kEncode, ns / 1000);
-  Observe(job.model().index, {.encode_units = item.amount}, ns);
+  be_.Mark(step.mark + 1);
+  encodes_.push_back(step);
 }
 
 void StepLoop::AddToBatch(const PlanItem& item, Job& job) {
   ModelStep& step = steps_[job.model().index];
-  step.entries.push_back(
-      {.id = item.job, .job = &job, .kind = item.kind, .first_row = step.batch.logit_rows()});
+  step.entries.push_back({.id = item.job,
+                          .job = &job,
+                          .kind = item.kind,
+                          .first_choice = step.batch.choices().size()});
   const JobWork work = job.Pending();
   const int64_t n = item.amount, cross = job.spec().cross_len;
   step.work.forwards = 1;
@@ -365,35 +399,44 @@ void StepLoop::AddToBatch(const PlanItem& item, Job& job) {
 }
 
 void StepLoop::Forward(int32_t m) {
-  const Clock::time_point start = Clock::now();
   LoadedModel& model = *models_[m];
   ModelStep& step = steps_[m];
+  step.mark = TakeMarks();
   const int32_t rows = step.batch.logit_rows();
   CHECK_LE(rows, memory_.max_logit_rows);
   const TensorView logits = RunForward(
       be_, model, step.batch, {.logits = memory_.logits->data(), .workspace = memory_.workspace});
-  if (rows > 0) {
-    be_.CopyToHost(
-        std::span(step.host_logits).first(static_cast<size_t>(rows) * model.vocab_size()), logits);
-  }
-  const int64_t ns = NanosSince(start);
-  for (const auto& entry : step.entries) entry.job->clock().Add(entry.kind, ns / 1000);
-  Observe(m, step.work, ns);
+  be_.ChooseTokens(step.chosen, logits, step.batch.choices());
+  be_.Mark(step.mark + 1);
 }
 
-// Sampling and what comes of it. The step is charged by now, so that an answer that ends here knows
-// its whole cost.
+// The device's own times: from one mark to the next, whatever the host did meanwhile.
+void StepLoop::Measure() {
+  for (const EncodeStep& step : encodes_) {
+    const int64_t ns = be_.NanosBetween(step.mark, step.mark + 1);
+    step.job->clock().Add(WorkKind::kEncode, ns / 1000);
+    Observe(step.job->model().index, {.encode_units = step.units}, ns);
+  }
+  for (int32_t m = 0; m < static_cast<int32_t>(models_.size()); ++m) {
+    const ModelStep& step = steps_[m];
+    if (step.batch.empty()) continue;
+    const int64_t ns = be_.NanosBetween(step.mark, step.mark + 1);
+    for (const auto& entry : step.entries) entry.job->clock().Add(entry.kind, ns / 1000);
+    Observe(m, step.work, ns);
+  }
+}
+
+// What comes of the tokens. The step is charged by now, so that an answer that ends here knows its
+// whole cost.
 void StepLoop::Publish(int32_t m) {
-  ModelStep& step = steps_[m];
-  const size_t vocab = static_cast<size_t>(models_[m]->vocab_size());
+  const ModelStep& step = steps_[m];
+  if (step.batch.empty()) return;
   for (size_t i = 0; i < step.entries.size(); ++i) {
     const auto& entry = step.entries[i];
-    const int32_t end =
-        i + 1 < step.entries.size() ? step.entries[i + 1].first_row : step.batch.logit_rows();
+    const size_t end = i + 1 < step.entries.size() ? step.entries[i + 1].first_choice
+                                                   : step.batch.choices().size();
     entry.job->clock().Charged(scheduler_->cost(entry.id));
-    entry.job->OnForward(std::span<const float>(step.host_logits)
-                             .subspan(static_cast<size_t>(entry.first_row) * vocab,
-                                      static_cast<size_t>(end - entry.first_row) * vocab),
+    entry.job->OnForward(step.chosen.all().subspan(entry.first_choice, end - entry.first_choice),
                          copies_);
   }
   // Before any table grows, while the sources still hold what the forks are to have.

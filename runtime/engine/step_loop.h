@@ -1,6 +1,8 @@
 // The engine's thread: owns every job, KV block, cache and byte of the device, and runs
-// plan -> batch -> forward -> sample -> publish. All device memory is taken before it starts, and a
-// step takes none from the heap either: what its requests need of it was taken as they came.
+// plan -> batch -> forward and choose -> wait -> publish. Between its last queued op and the wait
+// it does what needs no result: takes submissions, ends who was cancelled and is not in the step.
+// All device memory is taken before it starts, and a step takes none from the heap either: what its
+// requests need of it was taken as they came.
 #pragma once
 
 #include <condition_variable>
@@ -76,6 +78,7 @@ class StepLoop {
     Ticket ticket;
     bool admitted = false;
     std::optional<Clock::time_point> parked_since;  // as of the last step
+    bool in_step = false;                           // from its plan to its end
   };
   // One model's part of a step.
   struct ModelStep {
@@ -84,11 +87,17 @@ class StepLoop {
       JobId id;
       Job* job;
       WorkKind kind;
-      int32_t first_row;  // of its logits
+      size_t first_choice;
     };
     std::vector<Entry> entries;
-    Work work;                       // of the forward pass
-    std::vector<float> host_logits;  // [rows, vocab]
+    Work work;  // of the forward pass
+    ChosenTokens chosen;
+    int32_t mark = 0;  // before it; the next one is behind it
+  };
+  struct EncodeStep {
+    Job* job;
+    int32_t units;
+    int32_t mark;  // as a ModelStep's
   };
 
   StepLoop(const EngineConfig& config, Backend& backend,
@@ -103,10 +112,15 @@ class StepLoop {
   void TakeSubmissions();
   void EndCancelled();
   bool Step();  // false: nothing to do
+  enum class Planned : uint8_t { kNothing, kOnlyEnds, kQueued };
+  Planned PlanAndQueue();
+  void Finish();  // of what was queued
   void Encode(const PlanItem& item, Job& job);
   void AddToBatch(const PlanItem& item, Job& job);
   void Forward(int32_t model);
+  void Measure();  // what the device took for each part of the step
   void Publish(int32_t model);
+  int32_t TakeMarks();  // two of them, the first of which is put
   void Observe(int32_t model, const Work& work, int64_t ns);
   void TellWork(JobId id, Running& running);
   // When a job has to end whatever it does: at its own deadline, or its reader's.
@@ -126,7 +140,10 @@ class StepLoop {
   std::unique_ptr<TraceWriter> trace_;
   std::unique_ptr<Scheduler> scheduler_;
   std::map<JobId, Running> jobs_;
-  std::vector<ModelStep> steps_;  // by model
+  std::vector<ModelStep> steps_;     // by model
+  std::vector<EncodeStep> encodes_;  // of this step
+  int32_t marks_taken_ = 0;          // of this step
+  Clock::time_point step_start_;
   std::vector<BlockCopy> copies_;
   int64_t num_steps_ = 0;
   Publisher publisher_;

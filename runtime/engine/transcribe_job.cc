@@ -153,7 +153,6 @@ bool TranscribeJob::TakeWindow(const AudioWindow& window) {
   matched_.clear();
   services_.cache->Match(CacheClass::kEncoder, window.chain, matched_);
   stages_left_ = matched_.size() == window.chain.size() ? 0 : model_.UnitsPerWindow();
-  encode_begun_ = false;
   if (stages_left_ == 0) {
     cross_->Adopt(matched_);
   } else {  // a part of a window is of no use
@@ -183,7 +182,7 @@ JobWork TranscribeJob::Pending() const {
   }
   if (stages_left_ > 0) {
     // A window's segments are sent at its end: room for them is asked for at its beginning.
-    if (!encode_begun_ && !queue_->HasRoom()) {
+    if (stages_left_ == model_.UnitsPerWindow() && !queue_->HasRoom()) {
       return {WorkKind::kParked, 0, computed_, tables};
     }
     return {WorkKind::kEncode, UnitsToListen() + stages_left_, computed_, tables};
@@ -210,7 +209,6 @@ void TranscribeJob::FillMel(TensorView y) const {
 
 void TranscribeJob::RunEncode(int32_t units, TensorView state, Workspace& workspace) {
   const WhisperConfig& c = model_.whisper->config();
-  encode_begun_ = true;
   if (const int32_t listen = std::min(units, UnitsToListen()); listen > 0) {
     p_.recording->Listen(*model_.media, listen);
     units -= listen;
@@ -238,22 +236,31 @@ void TranscribeJob::AddPrefill(int32_t tokens, StepBatch& batch) {
   last_in_chunk_ = end == last + 1;
   if (sot_in_chunk_) wanted[num_wanted++] = sot - computed_;
   if (last_in_chunk_ && sot != last) wanted[num_wanted++] = last - computed_;
-  batch.Add({.tokens = prompt_.subspan(computed_, tokens),
-             .first_position = computed_,
-             .self = &rows_[0],
-             .cross = &*cross_,
-             .cross_len = model_.whisper->config().audio_positions,
-             .wanted = std::span(wanted).first(num_wanted),
-             .features = {},
-             .feature_rows = {},
-             .feature_offsets = {}});
+  const int32_t row = batch.Add({.tokens = prompt_.subspan(computed_, tokens),
+                                 .first_position = computed_,
+                                 .self = &rows_[0],
+                                 .cross = &*cross_,
+                                 .cross_len = model_.whisper->config().audio_positions,
+                                 .wanted = std::span(wanted).first(num_wanted),
+                                 .features = {},
+                                 .feature_rows = {},
+                                 .feature_offsets = {}});
   prefilling_ = tokens;
+  if (phase_ == Phase::kDetectLanguage) {
+    if (last_in_chunk_) batch.Choose(row, transcript_->LanguageChoice());
+    return;
+  }
+  if (sot_in_chunk_) batch.Choose(row, transcript_->decoder().StartChoice());
+  if (!last_in_chunk_) return;
+  const int32_t last_row = row + static_cast<int32_t>(num_wanted) - 1;
+  for (const TokenChoice& choice : transcript_->decoder().Choices()) batch.Choose(last_row, choice);
 }
 
 void TranscribeJob::AddDecode(StepBatch& batch) {
   const int32_t wanted = 0;
   const auto next = transcript_->decoder().next();
   CHECK_EQ(next.size(), num_rows_);
+  const int32_t first_row = batch.logit_rows();
   for (size_t r = 0; r < num_rows_; ++r) {
     rows_[r].Grow(computed_ + 1);
     batch.Add({.tokens = std::span(&next[r].token, 1),
@@ -265,6 +272,9 @@ void TranscribeJob::AddDecode(StepBatch& batch) {
                .features = {},
                .feature_rows = {},
                .feature_offsets = {}});
+  }
+  for (const TokenChoice& choice : transcript_->decoder().Choices()) {
+    batch.Choose(first_row, choice);
   }
 }
 
@@ -291,28 +301,27 @@ void TranscribeJob::FollowRows(std::vector<BlockCopy>& copies) {
   num_rows_ = next.size();
 }
 
-void TranscribeJob::OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) {
-  const size_t vocab = static_cast<size_t>(model_.vocab_size());
+void TranscribeJob::OnForward(std::span<const ChosenToken> chosen, std::vector<BlockCopy>& copies) {
   int32_t blocks = static_cast<int32_t>(cross_->blocks().size());
   for (size_t r = 0; r < num_rows_; ++r) blocks += static_cast<int32_t>(rows_[r].blocks().size());
   blocks_peak_ = std::max(blocks_peak_, blocks);
 
   if (phase_ == Phase::kDecode) {
     ++computed_;
-    transcript_->decoder().Advance(logits, *model_.sampler_scratch);
+    transcript_->decoder().Advance(chosen);
   } else {
     computed_ += std::exchange(prefilling_, 0);
     if (phase_ == Phase::kDetectLanguage) {
       if (!last_in_chunk_) return;
       phase_ = Phase::kAsking;
-      transcript_->AskFirst(logits.last(vocab), Spent());
+      transcript_->AskFirst(chosen[0].asked, Spent());
       return Post();
     }
     WhisperWindowDecoder& decoder = transcript_->decoder();
-    if (sot_in_chunk_) decoder.ReadStart(logits.first(vocab));
+    if (sot_in_chunk_) decoder.ReadStart(chosen[0]);
     if (!last_in_chunk_) return;
     clock_.FirstToken();
-    decoder.Start(logits.last(vocab), *model_.sampler_scratch);
+    decoder.Advance(chosen.subspan(sot_in_chunk_ ? 1 : 0));
     phase_ = Phase::kDecode;
   }
   if (transcript_->decoder().done()) {

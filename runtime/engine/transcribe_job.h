@@ -56,7 +56,7 @@ class TranscribeJob : public Job {
   void RunEncode(int32_t units, TensorView state, Workspace& workspace) override;
   void AddPrefill(int32_t tokens, StepBatch& batch) override;
   void AddDecode(StepBatch& batch) override;
-  void OnForward(std::span<const float> logits, std::vector<BlockCopy>& copies) override;
+  void OnForward(std::span<const ChosenToken> chosen, std::vector<BlockCopy>& copies) override;
   bool Ended() const override { return ended_; }
   void End(absl::Status status) override;
 
@@ -97,7 +97,6 @@ class TranscribeJob : public Job {
   std::vector<BlockId> matched_;                // scratch of TakeWindow
   int64_t cross_begin_ = -1, cross_size_ = -1;  // what cross_ holds, once stages_left_ is 0
   int32_t stages_left_ = 0;
-  bool encode_begun_ = false;  // of those stages, or of listening for them: an encoder slot is held
   const AudioWindow* writing_ = nullptr;  // what is being encoded into cross_
 
   // The search: [1] row in the prompt, then one per live hypothesis; the tables behind num_rows_

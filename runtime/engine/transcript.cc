@@ -23,7 +23,8 @@ Transcript::Transcript(const LoadedModel& model, Options options,
   }
   if (detects_language_) {
     detection_window_ = MakeAudioWindow(0, model.whisper->config().window_frames());
-    language_logits_.reserve(model.vocab_size());
+    for (const auto& [code, id] : model.vocabulary->languages) language_ids_.push_back(id);
+    language_logits_.reserve(language_ids_.size());
   }
 }
 
@@ -36,6 +37,12 @@ AudioWindow Transcript::MakeAudioWindow(int64_t begin, int64_t size) const {
   const int32_t blocks = BlockTable::BlocksFor(model_.whisper->config().audio_positions,
                                                model_.cross_kv.layout.block_size);
   return {.begin = begin, .size = size, .chain = BlockChain(root, blocks)};
+}
+
+TokenChoice Transcript::LanguageChoice() const {
+  TokenChoice choice;
+  choice.asked = language_ids_;
+  return choice;
 }
 
 // ---- Engine's side -----------------------------------------------------------------------------

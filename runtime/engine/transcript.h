@@ -47,6 +47,8 @@ class Transcript : public Publishable {
   // What the language is detected in: the recording's first window, real silence behind a short
   // one. transcribe.py pads in samples for this and in mel for the windows themselves.
   const AudioWindow& detection_window() const { return detection_window_; }
+  // What is asked of the logits of <|startoftranscript|>.
+  TokenChoice LanguageChoice() const;
 
   // What the request has come to so far, for the reader's last event. Tokens are counted here.
   struct Spent {
@@ -56,7 +58,7 @@ class Transcript : public Publishable {
   // ---- Engine's side: questions, which take no memory. Post it to a Publisher afterwards; the
   // answer is there once ready(). REQUIRES, of each: the last question is answered.
   //
-  // The first window. `logits`: of <|startoftranscript|>, [vocab], if detects_language().
+  // The first window. `logits`: those LanguageChoice() asked for, if detects_language().
   void AskFirst(std::span<const float> logits, const Spent& spent);
   void AskNext(const Spent& spent);  // the search is done: what it says, and the next window
   void AskAgain();                   // a new search over the same window
@@ -89,8 +91,9 @@ class Transcript : public Publishable {
   const std::shared_ptr<TranscribeQueue> queue_;
   const std::function<void()> wake_;
   const bool detects_language_;
-  AudioWindow detection_window_;   // constant
-  std::vector<int32_t> suppress_;  // constant: the client's and the model's own
+  AudioWindow detection_window_;       // constant
+  std::vector<int32_t> suppress_;      // constant: the client's and the model's own
+  std::vector<int32_t> language_ids_;  // constant, when the language is to be detected
 
   std::mutex mu_;
   Question question_ = Question::kNone;  // guarded by mu_, as below
@@ -99,7 +102,7 @@ class Transcript : public Publishable {
 
   std::atomic<bool> ready_{false};
   // The engine's while ready(), the publisher's while it is not.
-  std::vector<float> language_logits_;  // [vocab], when the language is to be detected
+  std::vector<float> language_logits_;  // of language_ids_
   Spent spent_;
   std::optional<Search> search_;
 

@@ -6,5 +6,5 @@ add_library(whisper_text
   whisper_vocabulary.cc whisper_vocabulary.h
   whisper_window_decoder.cc whisper_window_decoder.h)
 target_link_libraries(whisper_text
-  PUBLIC tokenizer sampling base absl::status absl::statusor
+  PUBLIC tokenizer backend base absl::status absl::statusor
   PRIVATE ZLIB::ZLIB absl::strings)

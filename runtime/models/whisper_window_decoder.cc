@@ -9,14 +9,22 @@
 
 #include "runtime/base/check.h"
 #include "runtime/models/compression_ratio.h"
-#include "runtime/sampling/log_softmax.h"
 #include "runtime/tokenizer/utf8.h"
 
 namespace sensorium {
 
 namespace {
+
 constexpr float kNegativeInfinity = -std::numeric_limits<float>::infinity();
+
+// Of an id with this logit in a row of this log(sum(exp)); 0 of a masked one, a NaN among them.
+float Probability(float logit, double log_sum_exp) {
+  if (!(logit > kNegativeInfinity)) return 0;
+  if (std::isinf(log_sum_exp)) return std::isinf(logit) ? 1.0f : 0.0f;
+  return std::exp(static_cast<float>(static_cast<double>(logit) - log_sum_exp));
 }
+
+}  // namespace
 
 WhisperWindowDecoder::WhisperWindowDecoder(const WhisperVocabulary& vocabulary,
                                            const Tokenizer& tokenizer,
@@ -28,8 +36,7 @@ WhisperWindowDecoder::WhisperWindowDecoder(const WhisperVocabulary& vocabulary,
       options_(options),
       prompt_(std::move(prompt)),
       sot_index_(sot_index),
-      text_context_(text_context),
-      sampler_({.temperature = options.temperature, .seed = options.seed}, vocabulary.vocab_size) {
+      text_context_(text_context) {
   CHECK(sot_index >= 0 && sot_index < static_cast<int32_t>(prompt_.size()));
   CHECK_LT(static_cast<int32_t>(prompt_.size()), text_context);
   if (options_.sample_len <= 0) options_.sample_len = text_context / 2;
@@ -48,17 +55,18 @@ WhisperWindowDecoder::WhisperWindowDecoder(const WhisperVocabulary& vocabulary,
     options_.suppress.erase(std::unique(options_.suppress.begin(), options_.suppress.end()),
                             options_.suppress.end());
   }
-  filtered_.resize(vocabulary_.vocab_size);
   const size_t rows = static_cast<size_t>(max_rows());
   rows_ = MakeHypotheses(rows);
-  live_.reserve(rows);
+  num_rows_ = rows;
+  live_.resize(rows);
+  std::iota(live_.begin(), live_.end(), 0);
   next_.reserve(rows);
+  choices_.reserve(rows);
   if (beam()) {
     const size_t continuations = static_cast<size_t>(options_.beam_size) + 1;
     next_rows_ = MakeHypotheses(rows);
     finished_ = MakeHypotheses(wanted_finished());
     candidates_.reserve(rows * continuations);
-    best_.reserve(continuations + 1);
   }
 }
 
@@ -82,37 +90,51 @@ int32_t WhisperWindowDecoder::max_rows() const {
   return std::max({1, options_.beam_size, options_.best_of});
 }
 
-void WhisperWindowDecoder::ReadStart(std::span<const float> sot_logits) {
-  CHECK_EQ(static_cast<int64_t>(sot_logits.size()), int64_t{vocabulary_.vocab_size});
-  no_speech_prob_ = std::exp(LogProb(sot_logits, LogSumExp(sot_logits), vocabulary_.no_speech));
+TokenChoice WhisperWindowDecoder::StartChoice() const {
+  TokenChoice choice;
+  choice.asked = {&vocabulary_.no_speech, 1};
+  return choice;
 }
 
-void WhisperWindowDecoder::Start(std::span<const float> last_logits, SamplerScratch& scratch) {
-  CHECK(!started_);
-  started_ = true;
-  num_rows_ = rows_.size();
-  live_.resize(num_rows_);
-  std::iota(live_.begin(), live_.end(), 0);
-  Step(last_logits, /*stride=*/0, scratch);  // all hypotheses share the prompt's row
-  for (Next& next : next_) next.parent = 0;
+void WhisperWindowDecoder::ReadStart(const ChosenToken& chosen) {
+  no_speech_prob_ = Probability(chosen.asked[0], chosen.raw_log_sum_exp);
 }
 
-void WhisperWindowDecoder::Advance(std::span<const float> logits, SamplerScratch& scratch) {
-  CHECK(started_ && !done_);
-  const size_t vocab = static_cast<size_t>(vocabulary_.vocab_size);
-  CHECK_EQ(logits.size(), next_.size() * vocab);
-  Step(logits, vocab, scratch);
+std::span<const TokenChoice> WhisperWindowDecoder::Choices() {
+  CHECK(!done_);
+  choices_.clear();
+  const bool first = steps_ == 0;  // all hypotheses share the prompt's row
+  // Beams that are the same have the same continuations.
+  const size_t count = beam() ? (first ? 1 : num_rows_) : live_.size();
+  for (size_t i = 0; i < count; ++i) {
+    const Hypothesis& row = rows_[beam() ? i : live_[i]];
+    TokenChoice choice;
+    choice.row = first ? 0 : static_cast<int32_t>(i);
+    Ban(choice, row.tokens);
+    if (beam()) {
+      choice.num_likeliest = options_.beam_size + 1;
+    } else {
+      choice.temperature = options_.temperature;
+      choice.seed = options_.seed;
+      choice.stream = options_.stream_base + live_[i];
+      choice.position = row.tokens.size();
+    }
+    choices_.push_back(choice);
+  }
+  return choices_;
 }
 
-void WhisperWindowDecoder::Step(std::span<const float> logits, size_t stride,
-                                SamplerScratch& scratch) {
+void WhisperWindowDecoder::Advance(std::span<const ChosenToken> chosen) {
+  CHECK(!done_);
   next_.clear();
   if (beam()) {
-    StepBeam(logits, stride);
+    StepBeam(chosen);
   } else {
-    StepSampled(logits, stride, scratch);
+    StepSampled(chosen);
   }
-  ++steps_;
+  if (steps_++ == 0) {
+    for (Next& next : next_) next.parent = 0;
+  }
   if (steps_ == options_.sample_len ||
       static_cast<int32_t>(prompt_.size()) + steps_ > text_context_) {
     done_ = true;
@@ -120,21 +142,19 @@ void WhisperWindowDecoder::Step(std::span<const float> logits, size_t stride,
   if (done_) next_.clear();
 }
 
-void WhisperWindowDecoder::StepSampled(std::span<const float> logits, size_t stride,
-                                       SamplerScratch& scratch) {
-  const size_t vocab = static_cast<size_t>(vocabulary_.vocab_size);
+void WhisperWindowDecoder::StepSampled(std::span<const ChosenToken> chosen) {
+  CHECK_EQ(chosen.size(), live_.size());
   size_t still_live = 0;
   for (size_t i = 0; i < live_.size(); ++i) {
     Hypothesis& row = rows_[live_[i]];
-    Filter(logits.subspan(i * stride, vocab), row.tokens);
-    const Sampler::Choice choice =
-        sampler_.Sample(filtered_, {}, row.tokens, 0, options_.stream_base + live_[i], scratch);
+    const int32_t token = chosen[i].token;
+    const float logprob = chosen[i].logprob;
     // A client's list may ban all there is to choose from: what there is so far is the result.
-    if (choice.logprob == kNegativeInfinity) continue;
-    row.sum_logprob += choice.logprob;
-    if (choice.token == vocabulary_.eot) continue;
-    row.tokens.push_back(choice.token);
-    next_.push_back({static_cast<int32_t>(i), choice.token});
+    if (logprob == kNegativeInfinity) continue;
+    row.sum_logprob += logprob;
+    if (token == vocabulary_.eot) continue;
+    row.tokens.push_back(token);
+    next_.push_back({static_cast<int32_t>(i), token});
     live_[still_live++] = live_[i];
   }
   live_.resize(still_live);
@@ -143,15 +163,11 @@ void WhisperWindowDecoder::StepSampled(std::span<const float> logits, size_t str
 
 // BeamSearchDecoder.update: of each beam the beam_size + 1 likeliest continuations, all of them by
 // their sums; those that end are set aside until enough have ended, the best others live on.
-void WhisperWindowDecoder::StepBeam(std::span<const float> logits, size_t stride) {
-  const size_t vocab = static_cast<size_t>(vocabulary_.vocab_size);
+void WhisperWindowDecoder::StepBeam(std::span<const ChosenToken> chosen) {
+  CHECK_EQ(chosen.size(), steps_ == 0 ? 1 : num_rows_);
   candidates_.clear();
-  // At the first step all beams are the same, and so are their continuations.
-  const size_t beams = steps_ == 0 ? 1 : num_rows_;
-  for (size_t b = 0; b < beams; ++b) {
-    Filter(logits.subspan(b * stride, vocab), rows_[b].tokens);
-    TopLogProbs(filtered_, LogSumExp(filtered_), options_.beam_size + 1, best_);
-    for (const auto& [token, logprob] : best_) {
+  for (size_t b = 0; b < chosen.size(); ++b) {
+    for (const auto& [token, logprob] : chosen[b].likeliest) {
       candidates_.push_back({rows_[b].sum_logprob + logprob,
                              static_cast<int32_t>(candidates_.size()), static_cast<int32_t>(b),
                              token});
@@ -181,52 +197,44 @@ void WhisperWindowDecoder::StepBeam(std::span<const float> logits, size_t stride
   done_ = num_finished_ == finished_.size() || live == 0;
 }
 
-void WhisperWindowDecoder::Filter(std::span<const float> logits, std::span<const int32_t> tokens) {
+void WhisperWindowDecoder::Ban(TokenChoice& choice, std::span<const int32_t> tokens) const {
   const WhisperVocabulary& v = vocabulary_;
-  CHECK_EQ(static_cast<int64_t>(logits.size()), int64_t{v.vocab_size});
-  std::copy(logits.begin(), logits.end(), filtered_.begin());
   // Rows that pad the vocabulary stand for nothing.
-  std::fill(filtered_.begin() + v.timestamp_begin + v.num_timestamps, filtered_.end(),
-            kNegativeInfinity);
-  if (options_.suppress_blank && tokens.empty()) {
-    for (const int32_t id : v.begin_suppress_tokens) filtered_[id] = kNegativeInfinity;
-  }
-  for (const int32_t id : options_.suppress) filtered_[id] = kNegativeInfinity;
-  if (!options_.without_timestamps) ApplyTimestampRules(tokens);
+  choice.banned_ranges[0] = {v.timestamp_begin + v.num_timestamps, v.vocab_size};
+  choice.banned[0] = options_.suppress;
+  if (options_.suppress_blank && tokens.empty()) choice.banned[1] = v.begin_suppress_tokens;
+  if (!options_.without_timestamps) AddTimestampRules(choice, tokens);
 }
 
 // decoding.py, ApplyTimestampRules.
-void WhisperWindowDecoder::ApplyTimestampRules(std::span<const int32_t> tokens) {
+void WhisperWindowDecoder::AddTimestampRules(TokenChoice& choice,
+                                             std::span<const int32_t> tokens) const {
   const WhisperVocabulary& v = vocabulary_;
   const int32_t begin = v.timestamp_begin;
-  const auto ban = [&](int32_t from, int32_t to) {  // ids [from, to)
-    std::fill(filtered_.begin() + from, filtered_.begin() + std::max(from, to), kNegativeInfinity);
-  };
   const auto is_time = [&](int32_t id) { return id >= begin; };
-  filtered_[v.no_timestamps] = kNegativeInfinity;
-
-  // Timestamps come in pairs, except directly before EOT.
-  const bool last = !tokens.empty() && is_time(tokens.back());
-  const bool before_last = tokens.size() < 2 || is_time(tokens[tokens.size() - 2]);
-  if (last && before_last) ban(begin, v.vocab_size);
-  if (last && !before_last) ban(0, v.eot);
-  // They never go back, and a segment has a length.
-  const auto latest = std::find_if(tokens.rbegin(), tokens.rend(), is_time);
-  if (latest != tokens.rend()) ban(begin, last && !before_last ? *latest : *latest + 1);
+  choice.banned_ranges[1] = {v.no_timestamps, v.no_timestamps + 1};
   if (tokens.empty()) {
-    ban(0, begin);
+    choice.banned_ranges[2] = {0, begin};
     if (options_.max_initial_timestamp_index) {
       // A cap behind the last timestamp is none.
       const int32_t cap =
           std::clamp(*options_.max_initial_timestamp_index, 0, v.num_timestamps - 1);
-      ban(begin + cap + 1, v.vocab_size);
+      choice.banned_ranges[3] = {begin + cap + 1, v.vocab_size};
+    }
+  } else {
+    // Timestamps come in pairs, except directly before EOT.
+    const bool last = is_time(tokens.back());
+    const bool before_last = tokens.size() < 2 || is_time(tokens[tokens.size() - 2]);
+    if (last && before_last) choice.banned_ranges[2] = {begin, v.vocab_size};
+    if (last && !before_last) choice.banned_ranges[2] = {0, v.eot};
+    // They never go back, and a segment has a length.
+    const auto latest = std::find_if(tokens.rbegin(), tokens.rend(), is_time);
+    if (latest != tokens.rend()) {
+      choice.banned_ranges[3] = {begin, last && !before_last ? *latest : *latest + 1};
     }
   }
   // When all times together are likelier than any text, it is a time.
-  const std::span<const float> row = filtered_;
-  const double times = LogSumExp(row.subspan(begin));
-  const std::span<const float> text = row.first(begin);
-  if (times > text[Argmax(text)]) ban(0, begin);
+  choice.timestamp_begin = begin;
 }
 
 std::vector<WhisperWindowDecoder::Hypothesis> WhisperWindowDecoder::Finalists() const {
@@ -278,15 +286,22 @@ WhisperWindowResult WhisperWindowDecoder::Result() const {
 
 WhisperLanguage DetectLanguage(std::span<const float> logits, const WhisperVocabulary& vocabulary) {
   CHECK(vocabulary.multilingual && !vocabulary.languages.empty());
-  std::vector<float> of_languages;
-  for (const auto& [code, id] : vocabulary.languages) of_languages.push_back(logits[id]);
-  const double norm = LogSumExp(of_languages);
-  WhisperLanguage out;
-  for (size_t i = 0; i < of_languages.size(); ++i) {
-    out.probabilities.emplace_back(vocabulary.languages[i].first,
-                                   std::exp(LogProb(of_languages, norm, static_cast<int32_t>(i))));
+  CHECK_EQ(logits.size(), vocabulary.languages.size());
+  size_t best = 0;
+  float max = kNegativeInfinity;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    if (logits[i] > max) best = i, max = logits[i];
   }
-  const int32_t best = Argmax(of_languages);
+  const auto weight = [&](float logit) {
+    return logit > kNegativeInfinity ? std::exp(static_cast<double>(logit) - max) : 0.0;
+  };
+  double sum = 0;
+  for (const float logit : logits) sum += weight(logit);
+  WhisperLanguage out;
+  for (size_t i = 0; i < logits.size(); ++i) {
+    out.probabilities.emplace_back(vocabulary.languages[i].first,
+                                   sum > 0 ? static_cast<float>(weight(logits[i]) / sum) : 0.0f);
+  }
   std::tie(out.code, out.id) = vocabulary.languages[best];
   out.probability = out.probabilities[best].second;
   return out;

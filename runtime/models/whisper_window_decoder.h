@@ -1,15 +1,17 @@
 // Decodes one audio window: the search over a Whisper decoder's logits, which somebody else
-// computes. What it does, step for step, is openai/whisper's DecodingTask (decoding.py): its logit
-// filters, its greedy and beam decoders, its ranking.
+// computes and chooses from (Backend::ChooseTokens). What it does, step for step, is
+// openai/whisper's DecodingTask (decoding.py): its logit filters, its greedy and beam decoders, its
+// ranking.
 //
-//   decoder.ReadStart(logits of <|startoftranscript|>);
-//   decoder.Start(logits of the prompt's last token, scratch);
+//   decoder.ReadStart(what StartChoice() chose from the logits of <|startoftranscript|>);
+//   decoder.Advance(what Choices() chose from the logits of the prompt's last token, row 0);
 //   while (!decoder.done()) {
 //     feed next(): row r takes the cache of row next()[r].parent and the token next()[r].token;
-//     decoder.Advance(one row of logits each, scratch);
+//     decoder.Advance(what Choices() chose from one row of logits each);
 //   }
 //
-// All that the search needs is taken by the constructor: Start and Advance take no memory.
+// All that the search needs is taken by the constructor: nothing takes memory behind it but
+// Result.
 #pragma once
 
 #include <cstdint>
@@ -19,8 +21,8 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/backend/token_choice.h"
 #include "runtime/models/whisper_vocabulary.h"
-#include "runtime/sampling/sampler.h"
 #include "runtime/tokenizer/tokenizer.h"
 
 namespace sensorium {
@@ -69,14 +71,17 @@ class WhisperWindowDecoder {
     int32_t parent;  // index into the rows that were fed last; 0 after the prompt
     int32_t token;
   };
-  // Raw logits [vocab_size] at sot_index(), then at the end of the prompt, which may be the same
-  // row. Call each once. The scratch is one for vocab_size, of whoever calls.
-  void ReadStart(std::span<const float> sot_logits);
-  void Start(std::span<const float> last_logits, SamplerScratch& scratch);
-  // The rows to feed now; empty when done. Valid until the next Advance.
+  // What is asked of the logits at sot_index(), and what came of it.
+  TokenChoice StartChoice() const;
+  void ReadStart(const ChosenToken& chosen);
+  // What is to be chosen from the rows that were fed last, row 0 the first of them; before the
+  // first Advance that is the end of the prompt alone. Valid until the next Advance.
+  // REQUIRES: !done()
+  std::span<const TokenChoice> Choices();
+  // What came of Choices(), in its order.
+  void Advance(std::span<const ChosenToken> chosen);
+  // The rows to feed now; empty before the first Advance and when done. Valid until the next.
   std::span<const Next> next() const { return next_; }
-  // Raw logits [next().size(), vocab_size] of every row of next(), in its order.
-  void Advance(std::span<const float> logits, SamplerScratch& scratch);
   bool done() const { return done_; }
   WhisperWindowResult Result() const;  // REQUIRES: done()
 
@@ -93,14 +98,11 @@ class WhisperWindowDecoder {
   bool beam() const;
   size_t wanted_finished() const;  // beams that end the search by having ended
   std::vector<Hypothesis> MakeHypotheses(size_t count) const;  // with room for all their tokens
-  // Filters `logits` into filtered_ for a hypothesis that has produced `tokens`.
-  void Filter(std::span<const float> logits, std::span<const int32_t> tokens);
-  void ApplyTimestampRules(std::span<const int32_t> tokens);
-  // One step of every live hypothesis; row i of the logits, `stride` behind row i - 1, is
-  // live_[i]'s.
-  void Step(std::span<const float> logits, size_t stride, SamplerScratch& scratch);
-  void StepSampled(std::span<const float> logits, size_t stride, SamplerScratch& scratch);
-  void StepBeam(std::span<const float> logits, size_t stride);
+  // What a hypothesis that has produced `tokens` may not produce next.
+  void Ban(TokenChoice& choice, std::span<const int32_t> tokens) const;
+  void AddTimestampRules(TokenChoice& choice, std::span<const int32_t> tokens) const;
+  void StepSampled(std::span<const ChosenToken> chosen);
+  void StepBeam(std::span<const ChosenToken> chosen);
   std::vector<Hypothesis> Finalists() const;
 
   const WhisperVocabulary& vocabulary_;
@@ -112,7 +114,7 @@ class WhisperWindowDecoder {
 
   float no_speech_prob_ = 0;
   int32_t steps_ = 0;  // tokens every live hypothesis has produced
-  bool started_ = false, done_ = false;
+  bool done_ = false;
   std::vector<Next> next_;
   // Beam: the live beams, best first. Otherwise all samples; live_ are those without EOT.
   std::vector<Hypothesis> rows_;
@@ -120,15 +122,14 @@ class WhisperWindowDecoder {
   std::vector<int32_t> live_;         // rows_ that are in next_, in its order
   std::vector<Hypothesis> finished_;  // beam: ended with EOT, in the order they ended
   size_t num_finished_ = 0;           // of finished_
-  std::vector<float> filtered_;       // [vocab] scratch, as all below
+  std::vector<TokenChoice> choices_;  // scratch, as all below
   std::vector<Hypothesis> next_rows_;
   std::vector<Candidate> candidates_;
-  std::vector<std::pair<int32_t, float>> best_;
-  Sampler sampler_;  // greedy and temperature; beams do not draw
 };
 
-// What is spoken, from the logits [vocab_size] of a decoder that has seen <|startoftranscript|>
-// alone: a softmax over the language tokens only (decoding.py, detect_language).
+// What is spoken, from the logits of the language tokens, in the order of vocabulary.languages, of
+// a decoder that has seen <|startoftranscript|> alone: a softmax over them (decoding.py,
+// detect_language). NaN counts as -inf.
 struct WhisperLanguage {
   int32_t id = 0;
   std::string code;

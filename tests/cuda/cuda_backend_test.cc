@@ -7,6 +7,7 @@
 #include <numeric>
 #include <random>
 #include <sstream>
+#include <tuple>
 
 #include "absl/status/status.h"
 #include "cuda/cuda_error.h"
@@ -280,7 +281,7 @@ TEST_F(CudaBackendTest, ARefusedLaunchIsNamedAtOnce) {
   EXPECT_THAT(error, HasSubstr("invalid configuration argument (cudaErrorInvalidConfiguration)"));
 }
 
-// A step's logits may be larger than the pinned buffer, and so may one row of them.
+// An array may be larger than the pinned buffer, and so may one row of it.
 TEST_F(CudaBackendTest, ASmallDownloadBufferOnlyWaitsMoreOften) {
   for (size_t bytes : {64, 400, 404, 1 << 20}) {
     const auto be = Open({.download_bytes = bytes});
@@ -292,6 +293,87 @@ TEST_F(CudaBackendTest, ASmallDownloadBufferOnlyWaitsMoreOften) {
     be->CopyToHost(columns, x.view().Columns(5, 95));
     for (int i = 0; i < 7 * 90; ++i) ASSERT_EQ(columns[i], values[i / 90 * 101 + 5 + i % 90]);
   }
+}
+
+TEST_F(CudaBackendTest, TokensAreThereOnceWaitedFor) {
+  const auto be = Open();
+  DeviceArray logits(*be, 4, {1, 2, 3, 2, 9, 0, 0, 0});
+  ChosenTokens first, second;
+  std::vector<TokenChoice> choices(2);
+  choices[1].row = 1;
+  choices[1].num_likeliest = 2;
+  const cuda_emu::Counters before = cuda_emu::counters();
+  be->ChooseTokens(first, logits.view(), choices);
+  be->ChooseTokens(second, logits.view(), {&choices[0], 1});
+  EXPECT_EQ(first[0].token, 0) << "ran before anything waited";
+  const cuda_emu::Counters queued = cuda_emu::counters();
+  EXPECT_EQ(queued.synchronisations, before.synchronisations);
+  EXPECT_EQ(queued.launches - before.launches, 2);
+  EXPECT_EQ(queued.copies_to_device - before.copies_to_device, 2);
+  EXPECT_EQ(queued.copies_to_host - before.copies_to_host, 2);
+  be->Wait();
+  EXPECT_EQ(cuda_emu::counters().synchronisations - before.synchronisations, 1);
+  EXPECT_EQ(first[0].token, 2);
+  EXPECT_EQ(second[0].token, 2);
+  EXPECT_EQ(first[1].token, 0);
+  ASSERT_EQ(first[1].likeliest.size(), 2u);
+  EXPECT_EQ(first[1].likeliest[1].first, 1);
+}
+
+// Lists that many choices share are sent once, and answers that have no room wait for it.
+TEST_F(CudaBackendTest, SmallBuffersOnlyMakeChoicesWaitMoreOften) {
+  std::vector<float> values(3 * 200);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i * 37 % 101);
+  const std::vector<int32_t> banned = {100, 3, 77, 199}, asked = {5, 6, 7};
+  std::vector<TokenChoice> choices(40);
+  for (int i = 0; i < 40; ++i) {
+    choices[i].row = i % 3;
+    choices[i].banned[i % 2] = banned;
+    choices[i].num_likeliest = i % 7;
+    if (i % 5 == 0) choices[i].asked = asked;
+  }
+  std::vector<std::vector<std::tuple<int32_t, float, std::vector<TokenLogProb>>>> answers;
+  std::vector<int64_t> waits;
+  for (const CudaBackendOptions& options :
+       {CudaBackendOptions{}, CudaBackendOptions{.answer_bytes = 512},
+        CudaBackendOptions{.upload_bytes = 2048}, CudaBackendOptions{.scratch_bytes = 512}}) {
+    const auto be = Open(options);
+    DeviceArray logits(*be, 200, values);
+    const int64_t before = cuda_emu::counters().synchronisations;
+    ChosenTokens chosen;
+    be->ChooseTokens(chosen, logits.view(), choices);
+    be->Wait();
+    waits.push_back(cuda_emu::counters().synchronisations - before);
+    auto& all = answers.emplace_back();
+    for (int i = 0; i < 40; ++i) {
+      const ChosenToken& c = chosen[i];
+      all.push_back({c.token, c.logprob, {c.likeliest.begin(), c.likeliest.end()}});
+      EXPECT_EQ(c.likeliest.size(), static_cast<size_t>(i % 7));
+      for (size_t a = 0; a < c.asked.size(); ++a) {
+        EXPECT_EQ(c.asked[a], values[i % 3 * 200 + asked[a]]);
+      }
+    }
+    EXPECT_EQ(all, answers[0]);
+  }
+  EXPECT_EQ(waits[0], 1);
+  EXPECT_GT(waits[1], 1);
+  EXPECT_GT(waits[2], 1);
+  EXPECT_EQ(waits[3], 1);
+}
+
+TEST_F(CudaBackendTest, AFailedChoiceIsNamedByTheWaitAndForgotten) {
+  const auto be = Open();
+  DeviceArray logits(*be, 2, {1, 2});
+  ChosenTokens chosen;
+  const TokenChoice choice;
+  cuda_emu::FailLaunch(1);
+  be->ChooseTokens(chosen, logits.view(), {&choice, 1});
+  const std::string error = ErrorOf(cudaErrorLaunchFailure, [&] { be->Wait(); });
+  EXPECT_THAT(error, HasSubstr("Wait, "));
+  EXPECT_THAT(error, HasSubstr("1 ChooseTokens"));
+  cuda_emu::FailLaunch(0);
+  be->Wait();
+  EXPECT_EQ(chosen[0].token, 0) << "what never ran gives no answer";
 }
 
 // Rows that are not 16-byte aligned take another way into shared memory: the same values arrive.

@@ -42,5 +42,9 @@ inline KernelCost AttentionCost(double queries, double keys, double seen, double
   return {2 * queries * heads * head_dim * x + 2 * keys * kv_heads * head_dim * kv,
           4 * seen * heads * head_dim};
 }
+// Greedy: a maximum, and one exponential of each logit.
+inline KernelCost ChooseTokensCost(double choices, double vocab) {
+  return {choices * vocab * 4, choices * vocab * 3};
+}
 
 }  // namespace sensorium

@@ -84,6 +84,7 @@ void AddDecode(Step& step, const Llm& m, double n, double context) {
   }
   step.Add(RmsNormCost(n, m.hidden, kF32, kBf16));
   step.Add(LinearCost(n, m.hidden, m.vocab, kBf16, kF32, kBf16));
+  step.Add(ChooseTokensCost(n, m.vocab));
 }
 
 // The config.json of openai/whisper-large-v3-turbo.
@@ -114,6 +115,7 @@ void AddWhisperDecode(Step& step, const Whisper& w, double n) {
   AddMlp(step, w, n, w.decoder_layers);
   step.Add(LayerNormCost(n, w.hidden, kF32, kBf16));
   step.Add(LinearCost(n, w.hidden, w.vocab, kBf16, kF32, kBf16));
+  step.Add(ChooseTokensCost(n, w.vocab));
 }
 
 // `n` windows of 30 s through the encoder.

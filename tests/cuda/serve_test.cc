@@ -79,7 +79,7 @@ TEST_F(CudaServeTest, ABrokenDeviceFailsTheRequestFlipsHealthAndEndsTheProcess) 
   std::ofstream(BreakFile()) << "now";
   const absl::Status failed = client.Generate(Ask(), ignore);
   EXPECT_EQ(failed.code(), absl::StatusCode::kUnavailable) << failed;
-  EXPECT_THAT(std::string(failed.message()), HasSubstr("the device failed: CopyToHost"));
+  EXPECT_THAT(std::string(failed.message()), HasSubstr("the device failed: Wait"));
   // While the balancer still asks, and then no more.
   auto now = health();
   for (int i = 0; i < 20 && now == grpc::health::v1::HealthCheckResponse::SERVING; ++i) {
@@ -90,7 +90,7 @@ TEST_F(CudaServeTest, ABrokenDeviceFailsTheRequestFlipsHealthAndEndsTheProcess) 
   EXPECT_EQ(client.Generate(Ask(), ignore).code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(server.ExitCode(), 1) << server.Log();
   EXPECT_THAT(server.Log(),
-              AllOf(HasSubstr("the device failed: CopyToHost"),
+              AllOf(HasSubstr("the device failed: Wait"),
                     HasSubstr("unspecified launch failure (cudaErrorLaunchFailure)"),
                     HasSubstr("an op queued before it failed"), HasSubstr("PagedAttention"),
                     HasSubstr("sensorium: the device failed; see the log above")));

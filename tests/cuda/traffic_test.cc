@@ -11,6 +11,7 @@
 
 #include "cuda/cuda_error.h"
 #include "cuda/kernels/attention.h"
+#include "cuda/kernels/choose_tokens.h"
 #include "cuda/kernels/conv1d.h"
 #include "cuda/kernels/convert_rows.h"
 #include "cuda/kernels/layer_norm.h"
@@ -413,6 +414,53 @@ void AddPictures(std::vector<Case>& cases) {
                    }});
 }
 
+// Two greedy choices with Whisper's bans, one draw with edits; the row is read once for each.
+void AddChoices(std::vector<Case>& cases) {
+  constexpr int kVocab = 51866;
+  struct Sent {
+    int32_t banned[90] = {};
+    TokenEdit edits[8] = {};
+  };
+  const auto run = [=](Device& d, Choice choice, int count) {
+    std::vector<float> row(kVocab);
+    for (int i = 0; i < kVocab; ++i) row[i] = static_cast<float>(i * 7919 % 1000) * 0.01f;
+    Sent sent;
+    for (int i = 0; i < 90; ++i) sent.banned[i] = i * 500;
+    for (int i = 0; i < 8; ++i) sent.edits[i] = {i * 1000, 0.5f, 1.1f, 0.1f};
+    const auto* arrays = d.Array(std::vector<Sent>{sent});
+    choice.logits = d.Array(row);
+    choice.banned[0] = offsetof(Sent, banned);
+    choice.num_banned[0] = 90;
+    choice.edits = offsetof(Sent, edits);
+    choice.range_from[0] = kVocab - 2, choice.range_to[0] = kVocab;
+    std::vector<Choice> choices(count, choice);
+    for (int i = 0; i < count; ++i) {
+      choices[i].answer = static_cast<uint32_t>(i * AnswerBytes(choice.num_likeliest, 0));
+    }
+    auto* answers = d.Array(std::vector<double>(count * AnswerBytes(choice.num_likeliest, 0) / 8));
+    ChooseTokens(d.Array(choices), count, reinterpret_cast<const std::byte*>(arrays),
+                 reinterpret_cast<std::byte*>(answers), kVocab, choice.num_edits > 0, d.queue());
+  };
+  Choice greedy = {};
+  greedy.timestamp_begin = -1;
+  const KernelCost cost = ChooseTokensCost(1, kVocab);
+  cases.push_back({"choose_tokens_kernel", "greedy, 90 of 51866 ids banned", "choice", 1, cost,
+                   [=](Device& d) { run(d, greedy, 1); }});
+  Choice timed = greedy;
+  timed.timestamp_begin = 50365;
+  cases.push_back({"choose_tokens_kernel", "greedy, with the rule for times", "choice", 1, cost,
+                   [=](Device& d) { run(d, timed, 1); }});
+  Choice drawn = greedy;
+  drawn.num_edits = 8;
+  drawn.temperature = 0.7f;
+  drawn.top_p = 0.9f;
+  drawn.top_k = 40;
+  drawn.log_min_p = -INFINITY;
+  drawn.num_likeliest = 5;
+  cases.push_back({"choose_tokens_kernel", "8 edits, top_k, top_p, a draw, 5 likeliest", "choice",
+                   1, cost, [=](Device& d) { run(d, drawn, 1); }});
+}
+
 TEST(TrafficTest, EachKernelMovesWhatItsHeaderSaysAndTheTableTellsTheRest) {
   std::vector<Case> cases;
   AddRows(cases);
@@ -421,6 +469,7 @@ TEST(TrafficTest, EachKernelMovesWhatItsHeaderSaysAndTheTableTellsTheRest) {
   AddAttention(cases);
   AddSound(cases);
   AddPictures(cases);
+  AddChoices(cases);
   std::string table =
       "Counted while each kernel was executed by emulation (tests/cuda/traffic_test.cc), load by\n"
       "load. `least`: inputs and outputs once. `touched`: bytes of memory that were read or "

@@ -1,6 +1,6 @@
-// Matrices for the tests of the ops: any dtype, strided rows, bytes at odd addresses, and every byte
-// that is not an element poisoned. Their memory is the default memory resource's, which a device's
-// tests make one that the device can reach.
+// Matrices for the tests of the ops: any dtype, strided rows, bytes at odd addresses, and every
+// byte that is not an element poisoned. Their memory is the default memory resource's, which a
+// device's tests make one that the device can reach.
 #pragma once
 
 #include <bit>
@@ -68,7 +68,7 @@ class Matrix {
         break;
       case DType::kFloat16: {
         // 1.fraction * 2^e with 10 bits of fraction; magnitudes below 2^-14 become zero.
-        int e;
+        int e = 0;  // frexp leaves it alone for what is not finite
         const float m = std::frexp(std::fabs(v), &e);  // [0.5, 1)
         const int fraction = static_cast<int>(m * 2048) - 1024;
         const uint16_t magnitude =

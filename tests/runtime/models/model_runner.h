@@ -64,13 +64,17 @@ class ModelRunner {
   PassMemory pass_memory() { return {.logits = logits_buffer_->data(), .workspace = workspace_}; }
   int32_t vocab() const { return model_->vocab_size(); }
 
+  // What came of the batch's choices; good until the next call.
+  std::span<const ChosenToken> ForwardAndChoose(StepBatch& batch) {
+    backend_->ChooseTokens(chosen_, Queue(batch, nullptr), batch.choices());
+    backend_->Wait();
+    return chosen_.all();
+  }
   // Logits of the rows asked for, [rows, vocab].
   std::vector<float> Forward(StepBatch& batch, const StageProbe* probe = nullptr) {
-    for (const BlockCopy& c : batch.copies()) backend_->CopyKvBlock(model_->self_kv, c.to, c.from);
-    const int32_t rows = batch.logit_rows();
-    const TensorView logits = RunForward(*backend_, *model_, batch, pass_memory(), probe);
-    std::vector<float> host(static_cast<size_t>(rows) * vocab());
-    if (rows) backend_->CopyToHost(host, logits);
+    const TensorView logits = Queue(batch, probe);
+    std::vector<float> host(logits.elements());
+    if (!host.empty()) backend_->CopyToHost(host, logits);
     return host;
   }
 
@@ -92,11 +96,17 @@ class ModelRunner {
   }
 
  private:
+  TensorView Queue(StepBatch& batch, const StageProbe* probe) {
+    for (const BlockCopy& c : batch.copies()) backend_->CopyKvBlock(model_->self_kv, c.to, c.from);
+    return RunForward(*backend_, *model_, batch, pass_memory(), probe);
+  }
+
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<LoadedModel> model_;
   std::unique_ptr<DeviceBuffer> arena_, workspace_buffer_, logits_buffer_;
   std::unique_ptr<BlockAllocator> blocks_;
   Workspace workspace_;
+  ChosenTokens chosen_;
 };
 
 // The rows of a float32 array, one behind the other.

@@ -42,17 +42,33 @@ class WhisperGoldenTest : public testing::TestWithParam<const char*> {
 
   // Runs one window's decoder over the network, hypotheses in their own block tables.
   WhisperWindowResult Decode(WhisperWindowDecoder& decoder) {
-    const size_t vocab = runner_->vocab();
+    const int32_t audio_positions = runner_->model().whisper->config().audio_positions;
     const std::vector<int32_t>& prompt = decoder.prompt();
     const int32_t last = static_cast<int32_t>(prompt.size()) - 1;
     std::vector<int32_t> wanted = {decoder.sot_index()};
     if (last != wanted[0]) wanted.push_back(last);
     std::vector<BlockTable> rows;
     rows.push_back(runner_->NewTable());
-    std::vector<float> logits = runner_->Run(prompt, 0, rows[0], wanted, &*cross_);
-    SamplerScratch scratch(static_cast<int32_t>(vocab));
-    decoder.ReadStart(std::span(logits).first(vocab));
-    decoder.Start(std::span(logits).last(vocab), scratch);
+    rows[0].Grow(static_cast<int64_t>(prompt.size()));
+    {
+      StepBatch batch;
+      batch.Add({.tokens = prompt,
+                 .first_position = 0,
+                 .self = &rows[0],
+                 .cross = &*cross_,
+                 .cross_len = audio_positions,
+                 .wanted = wanted,
+                 .features = {},
+                 .feature_rows = {},
+                 .feature_offsets = {}});
+      batch.Choose(0, decoder.StartChoice());
+      for (const TokenChoice& choice : decoder.Choices()) {
+        batch.Choose(batch.logit_rows() - 1, choice);
+      }
+      const auto chosen = runner_->ForwardAndChoose(batch);
+      decoder.ReadStart(chosen[0]);
+      decoder.Advance(chosen.subspan(1));
+    }
     int64_t position = last + 1;
     while (!decoder.done()) {
       const auto next = decoder.next();
@@ -69,14 +85,14 @@ class WhisperGoldenTest : public testing::TestWithParam<const char*> {
                    .first_position = position,
                    .self = &rows[r],
                    .cross = &*cross_,
-                   .cross_len = runner_->model().whisper->config().audio_positions,
+                   .cross_len = audio_positions,
                    .wanted = std::span(&first, 1),
                    .features = {},
                    .feature_rows = {},
                    .feature_offsets = {}});
       }
-      logits = runner_->Forward(batch);
-      decoder.Advance(logits, scratch);
+      for (const TokenChoice& choice : decoder.Choices()) batch.Choose(0, choice);
+      decoder.Advance(runner_->ForwardAndChoose(batch));
       ++position;
     }
     return decoder.Result();
@@ -162,7 +178,9 @@ TEST_P(WhisperGoldenTest, EveryDecodeRunGivesTheReferencesTokens) {
         BlockTable table = runner_->NewTable();
         const int32_t first = 0;
         const auto logits = runner_->Run({&vocabulary.sot, 1}, 0, table, {&first, 1}, &*cross_);
-        const auto detected = DetectLanguage(logits, vocabulary);
+        std::vector<float> of_languages;
+        for (const auto& [code, id] : vocabulary.languages) of_languages.push_back(logits[id]);
+        const auto detected = DetectLanguage(of_languages, vocabulary);
         t.language_id = detected.id;
         EXPECT_EQ(detected.code, run["language"].get<std::string>());
         // Best first: of all languages, as DetectLanguage weighs them.

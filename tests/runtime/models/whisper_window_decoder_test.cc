@@ -10,7 +10,8 @@
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "runtime/sampling/log_softmax.h"
+#include "runtime/cpu/cpu_backend.h"
+#include "runtime/cpu/log_softmax.h"
 #include "tests/runtime/models/byte_vocabulary.h"
 
 namespace sensorium {
@@ -38,13 +39,25 @@ class WhisperWindowDecoderTest : public testing::Test {
     return {b_.vocabulary, *b_.tokenizer, options, std::move(prompt), 0, text_context};
   }
 
+  // What the CPU backend chooses from logits [rows, kVocabSize]; good until the next call.
+  std::span<const ChosenToken> Choose(const Row& logits,
+                                      std::span<const TokenChoice> choices) const {
+    const auto rows = static_cast<int64_t>(logits.size()) / kVocabSize;
+    be_->ChooseTokens(chosen_,
+                      ConstTensorView(reinterpret_cast<const std::byte*>(logits.data()),
+                                      DType::kFloat32, {rows, kVocabSize}),
+                      choices);
+    be_->Wait();
+    return chosen_.all();
+  }
+
   // Feeds a decoder as the engine does: each row continues the row that is its parent.
   WhisperWindowResult Run(WhisperWindowDecoder decoder, const Model& model,
                           size_t* most_rows = nullptr) const {
     std::vector<Ids> rows = {{}};
-    SamplerScratch scratch(kVocabSize);
-    decoder.ReadStart(Flat());
-    decoder.Start(model({}), scratch);
+    const TokenChoice start = decoder.StartChoice();
+    decoder.ReadStart(Choose(Flat(), {&start, 1})[0]);
+    decoder.Advance(Choose(model({}), decoder.Choices()));
     while (!decoder.done()) {
       if (most_rows) *most_rows = std::max(*most_rows, decoder.next().size());
       EXPECT_LE(static_cast<int32_t>(decoder.next().size()), decoder.max_rows());
@@ -57,7 +70,7 @@ class WhisperWindowDecoderTest : public testing::Test {
         logits.insert(logits.end(), row.begin(), row.end());
       }
       rows = std::move(children);
-      decoder.Advance(logits, scratch);
+      decoder.Advance(Choose(logits, decoder.Choices()));
     }
     EXPECT_THAT(decoder.next(), IsEmpty());
     return decoder.Result();
@@ -92,6 +105,8 @@ class WhisperWindowDecoderTest : public testing::Test {
   }
 
   const ByteVocabulary b_;
+  const std::unique_ptr<Backend> be_ = *CpuBackend::Create({.threads = 1, .level = {}});
+  mutable ChosenTokens chosen_;
 };
 
 // --- Logit filters, on the table of the states of a sequence (whisper.md, section 5).
@@ -206,9 +221,9 @@ TEST_F(WhisperWindowDecoderTest, GivesTextWithoutTimesAndWithoutOuterSpace) {
 TEST_F(WhisperWindowDecoderTest, TakesNoSpeechFromTheRawLogitsOfTheStart) {
   auto decoder = Decoder({.sample_len = 1, .without_timestamps = true, .suppress = {'x'}});
   const Row sot = With(Flat(-kInf), {{kNoSpeech, 1}, {'x', 2}, {kPadding, 0}});
-  SamplerScratch scratch(kVocabSize);
-  decoder.ReadStart(sot);
-  decoder.Start(Flat(), scratch);
+  const TokenChoice start = decoder.StartChoice();
+  decoder.ReadStart(Choose(sot, {&start, 1})[0]);
+  decoder.Advance(Choose(Flat(), decoder.Choices()));
   EXPECT_NEAR(decoder.Result().no_speech_prob,
               std::exp(1) / (std::exp(1) + std::exp(2) + std::exp(0)), 1e-6);
 }
@@ -495,8 +510,7 @@ TEST_F(WhisperWindowDecoderTest, AnEmptyHypothesisHasAScore) {
 // --- Language detection.
 
 TEST_F(WhisperWindowDecoderTest, DetectsALanguageAmongTheLanguagesOnly) {
-  const WhisperLanguage language =
-      DetectLanguage(With(Flat(100), {{kEnglish, 1}, {kGerman, 2}}), b_.vocabulary);
+  const WhisperLanguage language = DetectLanguage(std::vector<float>{1, 2}, b_.vocabulary);
   EXPECT_EQ(language.code, "de");
   EXPECT_EQ(language.id, kGerman);
   EXPECT_NEAR(language.probability, 1 / (1 + std::exp(-1)), 1e-6);

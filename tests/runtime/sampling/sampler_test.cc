@@ -7,38 +7,18 @@
 #include <random>
 #include <set>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "runtime/sampling/counter_rng.h"
-#include "runtime/sampling/log_softmax.h"
+#include "runtime/cpu/cpu_backend.h"
+#include "runtime/cpu/log_softmax.h"
 
 namespace sensorium {
 namespace {
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
-
-// Table of known answers of the paper's own library (Random123, kat_vectors, philox4x32 10).
-TEST(CounterRngTest, PhiloxGivesThePapersKnownAnswers) {
-  using Block = std::array<uint32_t, 4>;
-  EXPECT_EQ(Philox4x32({0, 0, 0, 0}, {0, 0}),
-            (Block{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8}));
-  EXPECT_EQ(Philox4x32({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}),
-            (Block{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd}));
-  EXPECT_EQ(Philox4x32({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0}),
-            (Block{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1}));
-}
-
-TEST(CounterRngTest, SeedStreamAndPositionEachMatter) {
-  std::set<float> seen;
-  for (uint64_t i : {uint64_t{0}, uint64_t{1}, uint64_t{1} << 32}) {
-    seen.insert(Uniform(7 + i, 3, 5));
-    if (i) seen.insert(Uniform(7, 3 + i, 5));
-    if (i) seen.insert(Uniform(7, 3, 5 + i));
-  }
-  EXPECT_EQ(seen.size(), 7u);
-}
 
 std::vector<float> RandomLogits(int vocab, std::mt19937& random, float spread = 3) {
   std::normal_distribution<float> logit(0, spread);
@@ -76,26 +56,38 @@ std::vector<double> Reference(const std::vector<float>& logits, const SamplingPa
   return weight;
 }
 
-// A Sampler with a scratch of its own, whose choices keep their alternatives.
+// Draws on the CPU backend.
 class Drawer {
  public:
   Drawer(SamplingParams params, int32_t vocab_size)
-      : sampler_(std::move(params), vocab_size), scratch_(vocab_size) {}
+      : params_(std::move(params)), vocab_size_(vocab_size) {}
   struct Choice {
     int32_t token;
     float logprob;
-    std::vector<std::pair<int32_t, float>> alternatives;
+    std::vector<TokenLogProb> alternatives;
   };
-  Choice Sample(std::span<const float> logits, std::span<const int32_t> prompt,
+  Choice Sample(const std::vector<float>& logits, std::span<const int32_t> prompt,
                 std::span<const int32_t> generated, int32_t num_alternatives, uint64_t stream) {
-    const Sampler::Choice c =
-        sampler_.Sample(logits, prompt, generated, num_alternatives, stream, scratch_);
-    return {c.token, c.logprob, {c.alternatives.begin(), c.alternatives.end()}};
+    const auto answer_tokens = static_cast<int32_t>(generated.size());
+    Sampler sampler(params_, vocab_size_, prompt, answer_tokens, stream);
+    for (const int32_t token : generated) sampler.Push(token);
+    TokenChoice choice = sampler.choice();
+    choice.num_likeliest = num_alternatives;
+    ChosenTokens chosen;
+    be_->ChooseTokens(chosen,
+                      ConstTensorView(reinterpret_cast<const std::byte*>(logits.data()),
+                                      DType::kFloat32, {1, vocab_size_}),
+                      {&choice, 1});
+    be_->Wait();
+    return {chosen[0].token,
+            chosen[0].logprob,
+            {chosen[0].likeliest.begin(), chosen[0].likeliest.end()}};
   }
 
  private:
-  Sampler sampler_;
-  SamplerScratch scratch_;
+  const SamplingParams params_;
+  const int32_t vocab_size_;
+  const std::unique_ptr<Backend> be_ = *CpuBackend::Create({.threads = 1, .level = {}});
 };
 
 TEST(SamplerTest, DrawsFollowTheFilteredDistribution) {
@@ -204,6 +196,29 @@ TEST(SamplerTest, PresenceAndFrequencyCountTheAnswerNotThePrompt) {
   EXPECT_EQ(frequency.Sample(logits, {}, twice, 0, 0).token, 1);
   Drawer presence({.presence_penalty = 0.6f}, 3);
   EXPECT_EQ(presence.Sample(logits, {}, twice, 0, 0).token, 0);
+}
+
+// Room for its tokens is taken at the beginning: a step asks for none.
+TEST(SamplerTest, PushTakesNoMemory) {
+  const std::vector<int32_t> prompt = {9, 3, 3, 900, 5};
+  Sampler sampler({.repetition_penalty = 1.5f,
+                   .presence_penalty = 0.5f,
+                   .frequency_penalty = 0.25f,
+                   .logit_bias = {{7, 2.0f}, {3, -1.0f}}},
+                  100, prompt, 4, 0);
+  const LogitEdit* const first = sampler.choice().edits.data();
+  for (const int32_t token : {50, 1, 50, 3}) sampler.Push(token);
+  EXPECT_EQ(sampler.choice().edits.data(), first);
+  EXPECT_EQ(sampler.choice().position, 4u);
+  const auto fields = [](const LogitEdit& e) {
+    return std::tuple(e.id, e.bias, e.repetition, e.penalty);
+  };
+  std::vector<std::tuple<int32_t, float, float, float>> edits;
+  for (const LogitEdit& e : sampler.choice().edits) edits.push_back(fields(e));
+  EXPECT_THAT(edits, testing::ElementsAre(
+                         std::tuple(1, 0.0f, 1.5f, 0.75f), std::tuple(3, -1.0f, 1.5f, 0.75f),
+                         std::tuple(5, 0.0f, 1.5f, 0.0f), std::tuple(7, 2.0f, 1.0f, 0.0f),
+                         std::tuple(9, 0.0f, 1.5f, 0.0f), std::tuple(50, 0.0f, 1.5f, 1.0f)));
 }
 
 TEST(SamplerTest, AMaskedTokenIsNeverDrawn) {

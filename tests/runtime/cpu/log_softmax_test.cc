@@ -1,4 +1,4 @@
-#include "runtime/sampling/log_softmax.h"
+#include "runtime/cpu/log_softmax.h"
 
 #include <cmath>
 #include <limits>
@@ -27,8 +27,8 @@ double Naive(const std::vector<float>& logits) {
 
 std::vector<std::pair<int32_t, float>> Top(std::span<const float> logits, double norm,
                                            int32_t count) {
-  std::vector<std::pair<int32_t, float>> best;
-  TopLogProbs(logits, norm, count, best);
+  std::vector<std::pair<int32_t, float>> best(count);
+  best.resize(TopLogProbs(logits, norm, best));
   return best;
 }
 

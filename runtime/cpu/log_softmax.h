@@ -3,10 +3,11 @@
 // run in a fixed order in double: the same row gives the same bits wherever it is computed.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
-#include <utility>
-#include <vector>
+
+#include "runtime/backend/token_choice.h"
 
 namespace sensorium {
 
@@ -24,9 +25,8 @@ double SumExp(std::span<const float> logits, float max, float temperature, float
 // Natural log-probability of `id` given the row's LogSumExp; -inf for a masked id or an empty row.
 float LogProb(std::span<const float> logits, double log_sum_exp, int32_t id);
 
-// best = the `count` likeliest (id, log-probability), best first, lower id first on ties; ids at
-// -inf are left out, so there may be fewer. Takes no memory when `best` has room for count + 1.
-void TopLogProbs(std::span<const float> logits, double log_sum_exp, int32_t count,
-                 std::vector<std::pair<int32_t, float>>& best);
+// Fills `best` with as many of the likeliest (id, log-probability) as it holds, best first, lower
+// id first on ties, and says how many: ids at -inf are left out, so there may be fewer.
+size_t TopLogProbs(std::span<const float> logits, double log_sum_exp, std::span<TokenLogProb> best);
 
 }  // namespace sensorium

@@ -1,4 +1,4 @@
-#include "runtime/sampling/log_softmax.h"
+#include "runtime/cpu/log_softmax.h"
 
 #include <algorithm>
 #include <bit>
@@ -52,9 +52,9 @@ float Max(std::span<const float> x) {
 int32_t Argmax(std::span<const float> logits) {
   CHECK(!logits.empty());
   const float max = Max(logits);
+  if (!(max > kNegativeInfinity)) return 0;
   const auto first = std::find(logits.begin(), logits.end(), max);
-  // A row of nothing but NaN has no element that equals its maximum.
-  return first == logits.end() ? 0 : static_cast<int32_t>(first - logits.begin());
+  return static_cast<int32_t>(first - logits.begin());
 }
 
 double LogSumExp(std::span<const float> logits) {
@@ -96,24 +96,21 @@ float LogProb(std::span<const float> logits, double log_sum_exp, int32_t id) {
   return static_cast<float>(static_cast<double>(logit) - log_sum_exp);
 }
 
-void TopLogProbs(std::span<const float> logits, double log_sum_exp, int32_t count,
-                 std::vector<std::pair<int32_t, float>>& best) {
-  const size_t wanted = std::min(static_cast<size_t>(std::max(count, 0)), logits.size());
-  best.clear();  // (id, logit), best first, until the end
-  best.reserve(wanted + 1);
-  if (wanted == 0) return;
+size_t TopLogProbs(std::span<const float> logits, double log_sum_exp,
+                   std::span<TokenLogProb> best) {
+  size_t count = 0;  // best[0, count) are (id, logit), best first, until the end
   // Ids come in ascending order, so that one which only ties with the last of a full list is out.
-  float worst = kNegativeInfinity;
+  float worst = best.empty() ? std::numeric_limits<float>::infinity() : kNegativeInfinity;
   for (size_t id = 0; id < logits.size(); ++id) {
     const float logit = logits[id];
     if (!(logit > worst)) continue;
-    auto at = best.end();
-    while (at != best.begin() && (at - 1)->second < logit) --at;
-    best.insert(at, {static_cast<int32_t>(id), logit});
-    if (best.size() > wanted) best.pop_back();
-    if (best.size() == wanted) worst = best.back().second;
+    size_t at = count < best.size() ? count++ : count - 1;
+    for (; at > 0 && best[at - 1].second < logit; --at) best[at] = best[at - 1];
+    best[at] = {static_cast<int32_t>(id), logit};
+    if (count == best.size()) worst = best[count - 1].second;
   }
-  for (auto& [id, value] : best) value = LogProb(logits, log_sum_exp, id);
+  for (auto& [id, value] : best.first(count)) value = LogProb(logits, log_sum_exp, id);
+  return count;
 }
 
 }  // namespace sensorium
