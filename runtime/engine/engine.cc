@@ -76,8 +76,8 @@ absl::Status EngineImpl::Load(const Progress& progress) {
   MediaOps* const media = config_.media == MediaPlace::kHost ? nullptr : backend_->media_ops();
   if (config_.media == MediaPlace::kDevice && media == nullptr) {
     return absl::InvalidArgumentError(
-        absl::StrCat("media are to be prepared on the device, and this one (",
-                     backend_->description(), ") leaves them to the host: 'auto' or 'host'"));
+        absl::StrCat("media are to be made on the device, and this one (", backend_->description(),
+                     ") leaves them to the host; there are auto and host besides"));
   }
   for (const ModelConfig& m : config_.models) {
     for (const auto& other : models_) {

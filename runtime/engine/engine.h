@@ -54,7 +54,9 @@ struct EngineConfig {
   // false: a request is admitted when its worst case is free. true: when what it is expected to need
   // is; requests may then be preempted and computed again.
   bool optimistic_admission = false;
-  int32_t encoder_slots = 2;         // audio windows whose encoding may be stopped half way at once
+  // Audio windows, and pictures that the device resizes, whose encoding may be stopped half way at
+  // once.
+  int32_t encoder_slots = 2;
   int32_t image_slots = 16;          // pictures of one model whose features are held or cached
   bool prefix_cache = true;          // full KV blocks of past prompts are kept while there is room
   size_t encoder_cache_bytes = size_t{64} << 20;  // of KV blocks with encoded audio that nobody uses

@@ -153,6 +153,7 @@ bool TranscribeJob::TakeWindow(const AudioWindow& window) {
   matched_.clear();
   services_.cache->Match(CacheClass::kEncoder, window.chain, matched_);
   stages_left_ = matched_.size() == window.chain.size() ? 0 : model_.UnitsPerWindow();
+  encode_begun_ = false;
   if (stages_left_ == 0) {
     cross_->Adopt(matched_);
   } else {  // a part of a window is of no use
@@ -182,7 +183,7 @@ JobWork TranscribeJob::Pending() const {
   }
   if (stages_left_ > 0) {
     // A window's segments are sent at its end: room for them is asked for at its beginning.
-    if (stages_left_ == model_.UnitsPerWindow() && !queue_->HasRoom()) {
+    if (!encode_begun_ && !queue_->HasRoom()) {
       return {WorkKind::kParked, 0, computed_, tables};
     }
     return {WorkKind::kEncode, UnitsToListen() + stages_left_, computed_, tables};
@@ -209,6 +210,7 @@ void TranscribeJob::FillMel(TensorView y) const {
 
 void TranscribeJob::RunEncode(int32_t units, TensorView state, Workspace& workspace) {
   const WhisperConfig& c = model_.whisper->config();
+  encode_begun_ = true;
   if (const int32_t listen = std::min(units, UnitsToListen()); listen > 0) {
     p_.recording->Listen(*model_.media, listen);
     units -= listen;

@@ -97,6 +97,7 @@ class TranscribeJob : public Job {
   std::vector<BlockId> matched_;                // scratch of TakeWindow
   int64_t cross_begin_ = -1, cross_size_ = -1;  // what cross_ holds, once stages_left_ is 0
   int32_t stages_left_ = 0;
+  bool encode_begun_ = false;  // of those stages, or of listening for them: an encoder slot is held
   const AudioWindow* writing_ = nullptr;  // what is being encoded into cross_
 
   // The search: [1] row in the prompt, then one per live hypothesis; the tables behind num_rows_

@@ -12,6 +12,8 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "runtime/base/no_allocation.h"
+#include "runtime/engine/device_media.h"
+#include "runtime/media/log_mel.h"
 #include "tests/runtime/engine/engine_fixture.h"
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -85,6 +87,59 @@ TEST_F(AllocationTest, AStepThatAsksForMemoryIsCaught) {
         taken = new char[100];
       },
       "a step asked for memory");
+}
+
+// A device that makes media and takes nothing: what is left is the jobs' own half.
+class ModestMedia final : public MediaOps {
+ public:
+  int calls = 0;
+
+ private:
+  std::unique_ptr<LogMelTables> DoMakeLogMel(const LogMelSource& source) override {
+    const auto n_fft = static_cast<int64_t>(source.window.size());
+    return std::make_unique<LogMelTables>(
+        n_fft, source.hop, static_cast<int64_t>(source.filters.size()) / (n_fft / 2 + 1));
+  }
+  float DoLoudest(const LogMelTables&, const Recording&, int64_t, int64_t) override {
+    return static_cast<float>(++calls);
+  }
+  void DoLogMel(TensorView, const LogMelTables&, const Recording&, int64_t, int64_t,
+                float loudest) override {
+    EXPECT_EQ(loudest, static_cast<float>(calls++));
+  }
+  void DoResize(std::span<const ResizeTarget> targets, std::span<const uint8_t>, int64_t,
+                int64_t) override {
+    EXPECT_EQ(targets.size(), 2u);
+    ++calls;
+  }
+  void DoCutCrop(TensorView, ConstTensorView, int32_t, int32_t, const PatchShape&) override {
+    ++calls;
+  }
+};
+
+TEST_F(AllocationTest, MediaOnTheirWayToTheDeviceTakeNone) {
+  ModestMedia media;
+  const LogMelExtractor extractor(80);
+  const std::vector<float> filters = SlaneyMelFilters(80, 400);
+  const auto tables =
+      media.MakeLogMel({.window = extractor.window(), .filters = filters, .hop = 160});
+  DeviceRecording recording(std::vector<float>(50'000), 8000, *tables, /*unit_frames=*/100);
+  const MolmoImageConfig config;
+  const auto layout = LayOutMolmoImage(900, 500, config);
+  ASSERT_TRUE(layout.ok());
+  const DevicePicture picture(RgbImage{900, 500, std::vector<uint8_t>(900 * 500 * 3)}, *layout,
+                              config);
+  std::vector<std::byte> state(DevicePicture::StateBytes(config)), mel(300 * 80 * 4),
+      patches(size_t{2} * 576 * 588 * 4);
+  const int32_t units = recording.units_left();
+  EXPECT_EQ(units, 4);  // of 313 frames that are not silence
+  const NoAllocationScope scope;
+  while (recording.units_left() > 0) recording.Listen(media, 1);
+  recording.LogMel(media, TensorView(mel.data(), DType::kFloat32, {300, 80}), 20, 280);
+  picture.Resize(media, 0, picture.units(), state.data());
+  picture.CutCrops(media, 1, state.data(),
+                   TensorView(patches.data(), DType::kFloat32, {2 * 576, 588}));
+  EXPECT_EQ(media.calls, units + 1 + 1 + 2);
 }
 
 // Reads them all at once: who is not read from is parked, and keeps what it has.
