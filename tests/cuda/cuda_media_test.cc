@@ -128,7 +128,7 @@ TEST(CudaMediaTest, PicturesOfAnyShapeHaveTheHostsPatches) {
     ASSERT_EQ(y.rows() * y.columns(), static_cast<int64_t>(host->pixels.size()));
     for (int64_t i = 0; i < y.rows() * y.columns(); ++i) {
       // Roundings of sums in [0, 1], and what is fused here and not there, over the least std.
-      ASSERT_NEAR(y.Get(i / y.columns(), i % y.columns()), host->pixels[i], 4e-6) << i;
+      ASSERT_NEAR(y.Get(i / y.columns(), i % y.columns()), host->pixels[i], 1e-6) << i;
     }
     const Matrix cut = Patches(*small, image, host->layout, config);
     for (int64_t r = 0; r < y.rows(); ++r) ASSERT_TRUE(cut.SameRowBits(r, y, r)) << r;

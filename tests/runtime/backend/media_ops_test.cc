@@ -79,6 +79,7 @@ TEST_P(OpsTest, LogMelMatchesTheReferenceInEveryBand) {
   };
   for (const Case& c : {Case{80, 400, 160, 9000, 0}, Case{128, 400, 160, 4001, 8000},
                         Case{7, 98, 33, 4000, 45}, Case{131, 256, 200, 3000, 500}}) {
+    if (kForRaces && c.mels != 7) continue;
     SCOPED_TRACE(testing::Message() << c.mels << " mels of " << c.samples << " samples");
     const FrontEnd front(c.mels, c.n_fft, c.hop);
     const auto tables = ops.MakeLogMel(front.source());
@@ -112,6 +113,7 @@ TEST_P(OpsTest, LogMelGivesWhatTheHostWouldGive) {
   const auto tables = ops.MakeLogMel(front.source());
   for (const int64_t n : {0, 1, 37, 160, 199, 200, 201, 399, 2500}) {
     for (const int64_t zeros : {0, 3, 700, 2400}) {
+      if (kForRaces && n + zeros > 1000) continue;
       SCOPED_TRACE(testing::Message() << n << " samples, " << zeros << " zeros");
       std::vector<float> samples = Sound(4 * n, rng_);
       samples.erase(samples.begin(), samples.begin() + 3 * n);  // the loud end of it
@@ -142,9 +144,10 @@ TEST_P(OpsTest, TheLoudestValueDoesNotDependOnHowARecordingIsCut) {
   MediaOps& ops = *be_->media_ops();
   const FrontEnd front(23, 98, 33);
   const auto tables = ops.MakeLogMel(front.source());
-  std::vector<float> samples = Sound(70'000, rng_);  // more than goes up at once
-  std::reverse(samples.begin(), samples.end());       // the noise first, and louder yet
-  for (float& v : std::span(samples).first(17'000)) v *= 8;
+  std::vector<float> samples =
+      Sound(kForRaces ? 9'000 : 70'000, rng_);   // more than goes up at once
+  std::reverse(samples.begin(), samples.end());  // the noise first, and louder yet
+  for (float& v : std::span(samples).first(samples.size() / 4)) v *= 8;
   const Recording recording = {samples, 1000};
   const int64_t frames = recording.frames(33);
   const float whole = ops.Loudest(*tables, recording, 0, frames);
