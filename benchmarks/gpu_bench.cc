@@ -60,6 +60,7 @@ class Bench {
     Rows();
     Attention();
     Mixture();
+    Choices();
     Media();
   }
   void AddDecode(const std::string& model);
@@ -122,6 +123,7 @@ class Bench {
   void Rows();
   void Attention();
   void Mixture();
+  void Choices();
   void Media();
 
   Backend& be_;
@@ -238,6 +240,41 @@ void Bench::Mixture() {
   }
 }
 
+// Tokens of Molmo 7B-D's and Whisper turbo's vocabularies, each with the wait that ends its step.
+// The least is to read each row once.
+void Bench::Choices() {
+  struct Kind {
+    const char* name;
+    int64_t vocab;
+    TokenChoice choice;
+  };
+  std::vector<int32_t> banned(90);
+  std::iota(banned.begin(), banned.end(), 0);
+  TokenChoice heard = {.banned = {banned, {}}}, drawn = {.temperature = 0.7f}, listed;
+  heard.timestamp_begin = small_ ? 100 : 50365;
+  drawn.top_k = 40, drawn.top_p = 0.9f;
+  listed.num_likeliest = 6;
+  for (const Kind& kind :
+       {Kind{"choose_tokens, greedy", 152064, {}}, Kind{"choose_tokens, a draw", 152064, drawn},
+        Kind{"choose_tokens, Whisper", 51866, heard},
+        Kind{"choose_tokens, the likeliest 6", 51866, listed}}) {
+    const int64_t vocab = Size(kind.vocab);
+    for (int64_t rows : {1, 64}) {
+      const int64_t n = Count(rows);
+      const TensorView logits = Array(kF32, {n, vocab});
+      std::vector<TokenChoice> choices(n, kind.choice);
+      for (int64_t i = 0; i < n; ++i) choices[i].row = static_cast<int32_t>(i);
+      ChosenTokens chosen;
+      const double values = static_cast<double>(n * vocab);
+      Add(std::string(kind.name) + ", " + std::to_string(rows) + " rows", 4 * values, 3 * values,
+          [&] {
+            be_.ChooseTokens(chosen, logits, choices);
+            be_.Wait();
+          });
+    }
+  }
+}
+
 // A window of Whisper large-v3's sound, and a photograph of 12 megapixels for Molmo: with the way
 // up of samples and pixels, which is most of it.
 void Bench::Media() {
@@ -287,17 +324,18 @@ void Bench::AddDecode(const std::string& model) {
       StepBatch batch;
       for (BlockTable& table : tables) {
         table.Grow(position + 1);
-        batch.Add({.tokens = std::span(&token, 1),
-                   .first_position = position,
-                   .self = &table,
-                   .cross = nullptr,
-                   .cross_len = 0,
-                   .wanted = std::span(&first, 1),
-                   .features = {},
-                   .feature_rows = {},
-                   .feature_offsets = {}});
+        const int32_t row = batch.Add({.tokens = std::span(&token, 1),
+                                       .first_position = position,
+                                       .self = &table,
+                                       .cross = nullptr,
+                                       .cross_len = 0,
+                                       .wanted = std::span(&first, 1),
+                                       .features = {},
+                                       .feature_rows = {},
+                                       .feature_offsets = {}});
+        batch.Choose(row, {});
       }
-      runner.Forward(batch);
+      runner.ForwardAndChoose(batch);
     }
     const double seconds =
         std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();

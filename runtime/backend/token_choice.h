@@ -74,8 +74,8 @@ struct ChosenToken {
   std::span<float> asked;             // the logits, in the order of the ids
 };
 
-// The answers of one call. Its owner keeps it until Backend::Wait has returned: until then they are
-// not there.
+// The answers of one call. They are there when Backend::Wait has returned; until then its owner
+// keeps it and gives it to no other call.
 class ChosenTokens {
  public:
   // Prepare takes no memory for as much as this.

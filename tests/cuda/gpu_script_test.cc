@@ -71,9 +71,10 @@ TEST(GpuScriptTest, RunsTheSuiteAndTellsEachKernelInATableAndInJson) {
     EXPECT_GT(row.at("flops").get<double>(), 0);
   }
   EXPECT_EQ(decodes, 2);
-  for (const char* kernel : {"linear qkv, 1 rows", "rms_norm", "layer_norm", "silu_mul", "rope",
-                             "paged_attention, decode of 1", "paged_attention, prefill",
-                             "encoder_attention, Whisper", "moe, 1 rows"}) {
+  for (const char* kernel :
+       {"linear qkv, 1 rows", "rms_norm", "layer_norm", "silu_mul", "rope",
+        "paged_attention, decode of 1", "paged_attention, prefill", "encoder_attention, Whisper",
+        "moe, 1 rows", "choose_tokens, greedy", "choose_tokens, a draw"}) {
     EXPECT_THAT(names, ::testing::Contains(::testing::StartsWith(kernel)));
   }
 }

@@ -100,11 +100,11 @@ TEST_F(CudaServeTest, ABrokenDeviceFailsTheRequestFlipsHealthAndEndsTheProcess) 
 // free, in one line.
 TEST_F(CudaServeTest, AFullDeviceAtStartPrintsThePlanOfMemory) {
   for (const auto& [memory_mib, wanted] :
-       {std::pair{81, "wanted for weights; taken: weights "},
-        std::pair{100, "16.0 MiB wanted for KV blocks and activations; taken: weights "}}) {
+       {std::pair{90, "wanted for weights; taken: weights "},
+        std::pair{109, "16.0 MiB wanted for KV blocks and activations; taken: weights "}}) {
     ServeProcess server = Start(memory_mib);
     EXPECT_EQ(server.ExitCode(), 1) << server.Log();
-    EXPECT_THAT(server.Log(), AllOf(HasSubstr(wanted), HasSubstr("workspace 72.0 MiB, free "),
+    EXPECT_THAT(server.Log(), AllOf(HasSubstr(wanted), HasSubstr("workspace 80.0 MiB, free "),
                                     HasSubstr(" MiB taken at start"), HasSubstr("sensorium: the "),
                                     Not(HasSubstr("terminate"))));
   }
