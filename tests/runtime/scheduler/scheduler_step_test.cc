@@ -29,6 +29,25 @@ TEST(SchedulerTest, DecodesGoFirstAndAlwaysAllOfThem) {
   EXPECT_GT(house.scheduler.cost(fill).prefill_ns, 0);
 }
 
+// The engine takes submissions while the device works on a plan.
+TEST(SchedulerTest, AJobThatComesWhileAStepRunsWaitsForTheNext) {
+  House house(Priced(10'000));
+  const JobId decode = house.Admitted({}, kDecodes);
+  const JobId prefill = house.Admitted({}, {.kind = WorkKind::kPrefill, .amount = 100});
+  EXPECT_THAT(house.Plan(), ElementsAre(Decode(decode), Prefill(prefill, 100)));
+  const JobId late = house.Add({.prefill_tokens = 10});
+  const JobId gone = house.Add({.prefill_tokens = 10});
+  house.scheduler.Remove(gone);
+  house.Commit();
+  EXPECT_EQ(house.scheduler.cost(late).prefill_ns, 0);
+  EXPECT_GT(house.scheduler.cost(prefill).prefill_ns, 0);
+  EXPECT_THAT(house.scheduler.Admit(house.now_us), ElementsAre(late));
+  house.scheduler.SetWork(prefill, kDecodes);
+  house.scheduler.SetWork(late, {.kind = WorkKind::kPrefill, .amount = 10});
+  EXPECT_THAT(house.Step(),
+              UnorderedElementsAre(Decode(decode), Decode(prefill), Prefill(late, 10)));
+}
+
 TEST(SchedulerTest, APrefillIsCutToWhatIsLeftOfTheTarget) {
   House house(Priced(10'000));
   const JobId decode = house.Admitted({}, kDecodes);
