@@ -49,7 +49,7 @@ TEST(GpuScriptTest, RunsTheSuiteAndTellsEachKernelInATableAndInJson) {
   EXPECT_THAT(run.output, HasSubstr("gpu: also written to " + path));
 
   const nlohmann::json json = nlohmann::json::parse(std::ifstream(path));
-  EXPECT_EQ(json.at("device"), "cuda: emulated device (8.0)");
+  EXPECT_EQ(json.at("device"), "cuda: emulated device (8.0), graphs");
   EXPECT_EQ(json.at("emulated"), true);
   std::set<std::string> names;
   int decodes = 0;
