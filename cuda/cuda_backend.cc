@@ -115,11 +115,15 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
     }
     if (parts.scratch != nullptr && fast) {
       wanted = cuda::LibraryGemm::kWorkspaceBytes;
-      parts.library = cuda::LibraryGemm::Create(memory, *parts.queue);
+      parts.library_workspace = memory.TryAllocate(wanted, kUse);
     }
-    if (parts.scratch == nullptr || (fast && parts.library == nullptr)) {
+    if (parts.scratch == nullptr || (fast && parts.library_workspace == nullptr)) {
       return absl::ResourceExhaustedError(
           absl::StrCat("the CUDA device's memory: ", memory.Plan(wanted, kUse)));
+    }
+    if (fast) {
+      parts.library = cuda::LibraryGemm::Create(*parts.library_workspace, *parts.queue);
+      parts.convolutions = cuda::LibraryConv::Create(*parts.library_workspace, *parts.queue);
     }
     parts.downloads = cuda::PinnedBuffer::TryAllocate(options.download_bytes);
     if (parts.downloads == nullptr) {
@@ -131,10 +135,11 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
       return absl::ResourceExhaustedError(
           absl::StrCat(options.answer_bytes, " bytes of pinned host memory are not to be had"));
     }
-    return std::unique_ptr<Backend>(new CudaBackend(
-        options,
-        absl::StrCat("cuda: ", name, fast ? ", fast products" : "", graphs ? ", graphs" : ""),
-        std::move(parts)));
+    std::string description = absl::StrCat("cuda: ", name, fast ? ", fast products" : "",
+                                           parts.convolutions != nullptr ? " and convolutions" : "",
+                                           graphs ? ", graphs" : "");
+    return std::unique_ptr<Backend>(
+        new CudaBackend(options, std::move(description), std::move(parts)));
   } catch (const std::exception& e) {
     return absl::FailedPreconditionError(
         absl::StrCat("the CUDA device cannot be opened: ", e.what()));
@@ -153,7 +158,9 @@ CudaBackend::CudaBackend(const CudaBackendOptions& options, std::string descript
       downloads_(std::move(parts.downloads)),
       answers_(std::move(parts.answers)),
       scratch_(std::move(parts.scratch)),
+      library_workspace_(std::move(parts.library_workspace)),
       library_(std::move(parts.library)),
+      convolutions_(std::move(parts.convolutions)),
       passes_(options.graphs && !options.wait_after_each_op
                   ? std::make_unique<cuda::RecordedPasses>(queue_, *uploads_)
                   : nullptr),
@@ -428,7 +435,7 @@ void CudaBackend::RunLinear(cuda::LinearProblem p) {
         scratch.Take<std::byte>(bucket * p.in_padded * static_cast<int64_t>(SizeOf(dtype())));
     cuda::PadRows({padded, p.in_padded, type()}, p.x, p.rows, p.in, bucket, p.in_padded, queue_);
     library_->Run(sums, padded, p.matrix.weight, type(), bucket, p.in_padded, out_padded);
-    cuda::FinishLinear(p, sums, out_padded, queue_);
+    cuda::FinishLinear(p, {sums, out_padded, cuda::Type::kFloat32}, queue_);
     advance(p.x, p.rows);
     advance(p.y, p.rows);
   }
@@ -454,6 +461,59 @@ void CudaBackend::DoSiluMul(TensorView y, ConstTensorView up, ConstTensorView ga
      [&] { cuda::SiluMul(RowsOf(y), RowsOf(up), RowsOf(gate), y.rows(), y.dim(1), queue_); });
 }
 
+bool CudaBackend::RunLibraryConv(TensorView y, ConstTensorView x, const CudaLinear& w, int64_t seqs,
+                                 const cuda::Conv1dShape& shape, Activation activation) {
+  if (convolutions_ == nullptr) return false;
+  const int64_t out = w.out_features(), window = shape.kernel * shape.in;
+  const auto element = static_cast<int64_t>(SizeOf(dtype()));
+  // What the library cannot read where it lies is copied: rows of another type or at an odd
+  // address, and a weight that is padded.
+  const bool copy_x = x.dtype() != dtype() || reinterpret_cast<uintptr_t>(x.bytes()) % 16 != 0;
+  const bool copy_w = w.in_padded() != window;
+  const size_t x_bytes = copy_x ? static_cast<size_t>(x.elements() * element) : 0;
+  const size_t w_bytes = copy_w ? static_cast<size_t>(out * window * element) : 0;
+  const size_t sums_bytes = static_cast<size_t>(y.elements()) * sizeof(float);
+  if (Carve::Padded(x_bytes) + Carve::Padded(w_bytes) + Carve::Padded(sums_bytes) >
+      scratch_->size_bytes()) {
+    return false;
+  }
+  Carve scratch(scratch_->data());
+  auto* x_copy = scratch.Take<std::byte>(static_cast<int64_t>(x_bytes));
+  auto* w_copy = scratch.Take<std::byte>(static_cast<int64_t>(w_bytes));
+  auto* sums = scratch.Take<std::byte>(static_cast<int64_t>(sums_bytes));
+  const cuda::LibraryConvProblem p = {
+      .x = copy_x ? cuda::ConstRows{x_copy, shape.in, type()} : RowsOf(x),
+      .w = copy_w ? w_copy : w.matrix().weight,
+      .sums = sums,
+      .seqs = seqs,
+      .out = out,
+      .shape = shape,
+      .type = type()};
+  const cuda::Type* sums_type = convolutions_->SumsType(p);
+  if (sums_type == nullptr) return false;
+  if (copy_x) {
+    cuda::ConvertRows({x_copy, shape.in, type()}, RowsOf(x), x.rows(), shape.in, queue_);
+  }
+  if (copy_w) {
+    const auto row = static_cast<size_t>(window * element);
+    const auto pitch = static_cast<size_t>(w.in_padded() * element);
+    const void* from = w.matrix().weight;
+    queue_.Do(
+        [&] {
+          CUDA_CHECK(cudaMemcpy2DAsync(w_copy, row, from, pitch, row, static_cast<size_t>(out),
+                                       cudaMemcpyDeviceToDevice, queue_.stream()));
+        },
+        &cudaMemcpy2DAsync, w_copy, from, row, pitch, out);
+  }
+  convolutions_->Run(p);
+  cuda::LinearProblem end = ProblemOf(w, type());
+  end.y = RowsOf(y);
+  end.rows = y.rows();
+  end.activation = ActivationOf(activation);
+  cuda::FinishLinear(end, {sums, out, *sums_type}, queue_);
+  return true;
+}
+
 void CudaBackend::DoConv1d(TensorView y, ConstTensorView x, const LinearWeight& w, int64_t seqs,
                            int64_t kernel, int64_t stride, Activation activation) {
   Op("Conv1d", [&] {
@@ -465,6 +525,7 @@ void CudaBackend::DoConv1d(TensorView y, ConstTensorView x, const LinearWeight& 
                                      .in = x.dim(1),
                                      .kernel = kernel,
                                      .stride = stride};
+    if (RunLibraryConv(y, x, packed, seqs, shape, activation)) return;
     const size_t row_bytes = static_cast<size_t>(packed.in_padded()) * SizeOf(dtype());
     const auto most = static_cast<int64_t>(scratch_->size_bytes() / row_bytes);
     CHECK_GT(most, 0) << "a window of " << row_bytes << " bytes, scratch of "

@@ -30,9 +30,11 @@
 #include "cuda/device_weights.h"
 #include "cuda/events.h"
 #include "cuda/kernels/attention.h"
+#include "cuda/kernels/conv1d.h"
 #include "cuda/kernels/linear.h"
 #include "cuda/kernels/queue.h"
 #include "cuda/kernels/store_kv.h"
+#include "cuda/library_conv.h"
 #include "cuda/library_gemm.h"
 #include "cuda/recorded_passes.h"
 #include "cuda/token_answers.h"
@@ -95,7 +97,9 @@ class CudaBackend final : public Backend {
     std::unique_ptr<cuda::PinnedBuffer> downloads;
     std::unique_ptr<cuda::TokenAnswers> answers;
     std::unique_ptr<cuda::CudaBuffer> scratch;
+    std::unique_ptr<cuda::CudaBuffer> library_workspace;
     std::unique_ptr<cuda::LibraryGemm> library;
+    std::unique_ptr<cuda::LibraryConv> convolutions;
   };
   CudaBackend(const CudaBackendOptions& options, std::string description, CudaParts parts);
 
@@ -139,6 +143,10 @@ class CudaBackend final : public Backend {
   cuda::Type type() const;
   // One product by the kernels or the library, as options_ and the number of rows say.
   void RunLinear(cuda::LinearProblem problem);
+  // A convolution by the library, where there is one, it has an engine for the shape and scratch
+  // holds what lies between. false: nothing is queued.
+  bool RunLibraryConv(TensorView y, ConstTensorView x, const cuda::CudaLinear& w, int64_t seqs,
+                      const cuda::Conv1dShape& shape, Activation activation);
   cuda::KvLayer Layer(const KvCacheView& kv, int32_t layer) const;
   // Cuts the query rows of one sequence into tasks, the keys of a tile into pieces of kSplitKeys.
   void AddTasks(int32_t sequence, int32_t query_begin, int64_t rows, int64_t group,
@@ -169,9 +177,12 @@ class CudaBackend final : public Backend {
   const std::unique_ptr<cuda::TokenAnswers> answers_;
   cuda::Events marks_;
   const std::unique_ptr<cuda::CudaBuffer> scratch_;
-  const std::unique_ptr<cuda::LibraryGemm> library_;    // kFast only
-  const std::unique_ptr<cuda::RecordedPasses> passes_;  // options_.graphs only
-  cuda::OpCounts queued_;                               // since the last wait
+  // kFast only. One queue: the libraries take turns in one workspace.
+  const std::unique_ptr<cuda::CudaBuffer> library_workspace_;
+  const std::unique_ptr<cuda::LibraryGemm> library_;
+  const std::unique_ptr<cuda::LibraryConv> convolutions_;  // null without cuDNN, too
+  const std::unique_ptr<cuda::RecordedPasses> passes_;     // options_.graphs only
+  cuda::OpCounts queued_;                                  // since the last wait
   const std::unique_ptr<MediaOps> media_;
   // A call's tiles, each with its pieces; grow-only.
   struct Tile {

@@ -29,12 +29,11 @@ int64_t LibraryGemm::BucketFor(int64_t rows) {
   return bucket;
 }
 
-std::unique_ptr<LibraryGemm> LibraryGemm::Create(DeviceMemory& memory, Queue& queue) {
-  auto workspace = memory.TryAllocate(kWorkspaceBytes, MemoryUse::kWorkspace);
-  if (workspace == nullptr) return nullptr;
+std::unique_ptr<LibraryGemm> LibraryGemm::Create(CudaBuffer& workspace, Queue& queue) {
+  CHECK_EQ(workspace.size_bytes(), kWorkspaceBytes);
   cublasLtHandle_t handle;
   LIBRARY_CHECK(cublasLtCreate(&handle));
-  return std::unique_ptr<LibraryGemm>(new LibraryGemm(handle, std::move(workspace), queue));
+  return std::unique_ptr<LibraryGemm>(new LibraryGemm(handle, workspace, queue));
 }
 
 LibraryGemm::~LibraryGemm() {
@@ -121,7 +120,7 @@ void LibraryGemm::Run(float* y, const void* x, const void* w, Type type, int64_t
   const auto multiply = [&] {
     const float one = 1.f, zero = 0.f;
     LIBRARY_CHECK(cublasLtMatmul(handle_, plan.product, &one, w, plan.w, x, plan.x, &zero, y,
-                                 plan.y, y, plan.y, &plan.algorithm, workspace_->data(),
+                                 plan.y, y, plan.y, &plan.algorithm, workspace_.data(),
                                  kWorkspaceBytes, queue_.stream()));
   };
   queue_.Do(multiply, &cublasLtMatmul, &plan, y, x, w);  // a plan never changes

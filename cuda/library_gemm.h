@@ -29,8 +29,9 @@ class LibraryGemm {
   static int64_t BucketFor(int64_t rows);  // REQUIRES: rows <= kMostBucket
   static constexpr size_t kWorkspaceBytes = size_t{32} << 20;
 
-  // null when there is no memory for the workspace. Throws when the library fails.
-  static std::unique_ptr<LibraryGemm> Create(DeviceMemory& memory, Queue& queue);
+  // Works in `workspace` of kWorkspaceBytes, which nobody else uses at the same time. Throws when
+  // the library fails.
+  static std::unique_ptr<LibraryGemm> Create(CudaBuffer& workspace, Queue& queue);
   ~LibraryGemm();
   LibraryGemm(const LibraryGemm&) = delete;
   LibraryGemm& operator=(const LibraryGemm&) = delete;
@@ -62,13 +63,13 @@ class LibraryGemm {
   };
   using Shape = std::tuple<Type, int64_t, int64_t, int64_t>;  // type, bucket, in, out
 
-  LibraryGemm(cublasLtHandle_t handle, std::unique_ptr<CudaBuffer> workspace, Queue& queue)
-      : handle_(handle), workspace_(std::move(workspace)), queue_(queue) {}
+  LibraryGemm(cublasLtHandle_t handle, CudaBuffer& workspace, Queue& queue)
+      : handle_(handle), workspace_(workspace), queue_(queue) {}
   const Plan& Find(Type type, int64_t bucket, int64_t in, int64_t out) const;
   void MakePlan(Plan& plan, Type type, int64_t bucket, int64_t in, int64_t out);
 
   const cublasLtHandle_t handle_;  // owned
-  const std::unique_ptr<CudaBuffer> workspace_;
+  CudaBuffer& workspace_;
   Queue& queue_;
   std::map<Shape, Plan> plans_;
 };

@@ -30,6 +30,14 @@ case "${1:-}" in
       say "the CUDA build needs NVIDIA's toolkit 12.8 or newer (nvcc, cudart, cuBLASLt) in"
       say "/usr/local/cuda; Debian 12 does not package it. The CPU build does without."
     fi
+    cudnn=$(ls /usr/local/cuda/include/cudnn_graph.h /usr/include/cudnn_graph.h \
+      /usr/include/x86_64-linux-gnu/cudnn_graph.h 2>/dev/null | head -n 1 || true)
+    if [ -n "$cudnn" ]; then
+      say "cuDNN 9: $cudnn"
+    else
+      say "convolutions under 'determinism: fast' want cuDNN 9 (cudnn_graph.h, libcudnn) beside it;"
+      say "-DSENSORIUM_CUDNN=OFF builds without."
+    fi
     exit 0 ;;
   *) die "unknown argument '$1' (--help tells)" ;;
 esac

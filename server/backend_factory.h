@@ -14,7 +14,7 @@ struct BackendOptions {
   std::string device = "auto";    // "cpu", "cuda", or "auto": a GPU if there is one, else the CPU
   std::string dtype = "float32";  // storage and arithmetic: "float32" (exact) or "bfloat16"
   // cuda: "strict" gives a request the same bits in every batch; "fast" leaves products of many
-  // rows to cuBLASLt, whose last bits may change with the number of rows.
+  // rows to cuBLASLt, whose last bits may change with the number of rows, and convolutions to cuDNN.
   std::string determinism = "strict";
   double memory_share = 0.9;       // cuda: of the device's free memory, taken at start
   bool cuda_graphs = true;         // cuda: decode steps are recorded at start and replayed

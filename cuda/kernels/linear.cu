@@ -221,11 +221,12 @@ __global__ __launch_bounds__(kPlainThreads) void linear_float32_kernel(LinearPro
 constexpr int64_t kFinishColumns = 1024;
 constexpr unsigned kFinishThreads = 128;
 
-__global__ void finish_linear_kernel(LinearProblem p, const float* sums, int64_t stride) {
+template <typename Sum>
+__global__ void finish_linear_kernel(LinearProblem p, const Sum* sums, int64_t stride) {
   const int64_t row = blockIdx.x, begin = blockIdx.y * kFinishColumns;
   const int64_t end = begin + kFinishColumns < p.out ? begin + kFinishColumns : p.out;
   for (int64_t out = begin + threadIdx.x; out < end; out += kFinishThreads) {
-    Finish(p, p.matrix, row, out, sums[row * stride + out]);
+    Finish(p, p.matrix, row, out, ToFloat(sums[row * stride + out]));
   }
 }
 
@@ -261,11 +262,14 @@ void Linear(const LinearProblem& problem, Queue& queue) {
   }
 }
 
-void FinishLinear(const LinearProblem& problem, const float* sums, int64_t stride, Queue& queue) {
+void FinishLinear(const LinearProblem& problem, ConstRows sums, Queue& queue) {
   if (problem.rows == 0 || problem.out == 0) return;
   const dim3 grid(static_cast<unsigned>(problem.rows),
                   static_cast<unsigned>(CeilDiv(problem.out, kFinishColumns)));
-  launch(finish_linear_kernel, grid, kFinishThreads, 0, queue, problem, sums, stride);
+  WithType(sums.type, [&]<typename Sum>() {
+    launch(finish_linear_kernel<Sum>, grid, kFinishThreads, 0, queue, problem,
+           static_cast<const Sum*>(sums.data), sums.stride);
+  });
 }
 
 }  // namespace sensorium::cuda

@@ -42,8 +42,8 @@ struct LinearProblem {
 
 void Linear(const LinearProblem& problem, Queue& queue);
 
-// The end of a product that was made elsewhere: y = act(sums + b), or y += when `add`. sums float32
-// [problem.rows, out], rows `stride` apart. REQUIRES: no groups.
-void FinishLinear(const LinearProblem& problem, const float* sums, int64_t stride, Queue& queue);
+// The end of a product that was made elsewhere: y = act(sums + b), or y += when `add`. sums
+// [problem.rows, out]. REQUIRES: no groups.
+void FinishLinear(const LinearProblem& problem, ConstRows sums, Queue& queue);
 
 }  // namespace sensorium::cuda

@@ -445,7 +445,7 @@ TEST_F(CudaBackendTest, FastProductsAreTheStrictOnesButForRounding) {
                             .determinism = Determinism::kFast,
                             .scratch_bytes = size_t{1} << 16,
                             .wait_after_each_op = true});
-    EXPECT_EQ(fast->description(), "cuda: emulated device (8.0), fast products");
+    EXPECT_EQ(fast->description(), "cuda: emulated device (8.0), fast products and convolutions");
     const int64_t in = 97, out = 71;
     const Matrix w = Matrix::Random(rng_, out, in, kF32), b = Matrix::Random(rng_, out, 1, kF32);
     const LinearSource source = {w.view(), b.vector()};
@@ -468,6 +468,90 @@ TEST_F(CudaBackendTest, FastProductsAreTheStrictOnesButForRounding) {
       EXPECT_TRUE(got.PaddingUntouched());
     }
   }
+}
+
+// kFast: convolutions go through cuDNN, whatever the type and the alignment of what they read, in
+// float32 or bfloat16 sums; where there is no engine, or no scratch, through our own kernels.
+TEST_F(CudaBackendTest, FastConvolutionsAreTheStrictOnesButForRounding) {
+  for (DType dtype : {kF32, kBf16}) {
+    const auto strict = Open({.dtype = dtype, .wait_after_each_op = true});
+    for (const bool no_wider_sums : {false, true}) {
+      cuda_emu::LimitCudnn({.no_wider_sums = no_wider_sums});
+      const auto fast =
+          Open({.dtype = dtype, .determinism = Determinism::kFast, .wait_after_each_op = true});
+      // 3 x 80 inputs are padded to 256; 3 x 32 are not.
+      for (const auto& [in, stride, seqs] :
+           {std::tuple<int64_t, int64_t, int64_t>{80, 1, 1}, {32, 2, 1}, {32, 2, 3}, {5, 1, 2}}) {
+        const int64_t out = 71, frames = 21, frames_out = (frames - 1) / stride + 1;
+        const Matrix w = Matrix::Random(rng_, out, in * 3, kF32);
+        const Matrix b = Matrix::Random(rng_, out, 1, kF32);
+        const ConstTensorView taps = w.view().Reshape({out, in, 3});
+        const auto strict_w = strict->PackConv1d(taps, b.vector());
+        const auto fast_w = fast->PackConv1d(taps, b.vector());
+        for (DType x_type : {dtype, kF32}) {
+          const Matrix x = Matrix::Random(rng_, seqs * frames, in, x_type, 3, 2);
+          Matrix want(seqs * frames_out, out, dtype, 2), got(seqs * frames_out, out, dtype, 2);
+          strict->Conv1d(want.view(), x.view(), *strict_w, seqs, 3, stride, Activation::kGelu);
+          const int64_t launches = cuda_emu::counters().launches;
+          fast->Conv1d(got.view(), x.view(), *fast_w, seqs, 3, stride, Activation::kGelu);
+          EXPECT_GE(cuda_emu::counters().launches - launches, 2);
+          // bfloat16: the sum may be rounded, too, and so is what comes of it.
+          const double rounding = dtype == kBf16 ? (no_wider_sums ? 0x1p-5 : 0x1p-7) : 0x1p-20;
+          for (int64_t r = 0; r < seqs * frames_out; ++r) {
+            for (int64_t c = 0; c < out; ++c) {
+              ASSERT_NEAR(got.Get(r, c), want.Get(r, c),
+                          rounding * std::fabs(want.Get(r, c)) + (no_wider_sums ? 0.05 : 1e-4))
+                  << in << " inputs, row " << r << ", output " << c;
+            }
+          }
+          EXPECT_TRUE(got.PaddingUntouched());
+        }
+      }
+    }
+    cuda_emu::LimitCudnn({});
+  }
+}
+
+TEST_F(CudaBackendTest, TheConvolutionsEngineIsPinnedAndLogged) {
+  std::ostringstream log;
+  const auto kept = spdlog::default_logger();
+  auto logger = std::make_shared<spdlog::logger>(
+      "test", std::make_shared<spdlog::sinks::ostream_sink_st>(log));
+  logger->set_pattern("%l %v");
+  spdlog::set_default_logger(logger);
+  const auto convolve = [&](Backend& be, DType dtype, int64_t frames, int times = 1) {
+    const Matrix w = Matrix::Random(rng_, 64, 32 * 3, kF32);
+    const auto packed = be.PackConv1d(w.view().Reshape({64, 32, 3}), {});
+    const Matrix x = Matrix::Random(rng_, frames, 32, dtype);
+    Matrix y(frames, 64, dtype), again(frames, 64, dtype);
+    for (int i = 0; i < times; ++i) {
+      be.Conv1d(i == 0 ? y.view() : again.view(), x.view(), *packed, 1, 3, 1, Activation::kNone);
+    }
+    for (int64_t r = 0; times > 1 && r < frames; ++r) EXPECT_TRUE(y.SameRowBits(r, again, r));
+  };
+  const auto run = [&](DType dtype) {
+    const auto be =
+        Open({.dtype = dtype, .determinism = Determinism::kFast, .wait_after_each_op = true});
+    log.str("");
+    convolve(*be, dtype, 20, 2);
+  };
+  const std::string what = " [64, 3, 32] over 1 x 20 frames by 1";
+  run(kF32);  // not the engine that is not deterministic, not the one in TF32
+  EXPECT_EQ(log.str(), "info cuDNN 90000: float32" + what +
+                           " pinned, engine 1, sums float32, 1048576 bytes of workspace\n");
+  run(kBf16);
+  EXPECT_EQ(log.str(), "info cuDNN 90000: bfloat16" + what +
+                           " pinned, engine 3, sums float32, 1048576 bytes of workspace\n");
+  cuda_emu::LimitCudnn({.no_wider_sums = true});
+  run(kBf16);
+  EXPECT_EQ(log.str(), "info cuDNN 90000: bfloat16" + what +
+                           " pinned, engine 3, sums bfloat16, 1048576 bytes of workspace\n");
+  cuda_emu::LimitCudnn({.engines = 3});
+  run(kF32);
+  EXPECT_EQ(log.str(),
+            "warning cuDNN 90000: no engine for float32" + what + "; our own kernels do it\n");
+  cuda_emu::LimitCudnn({});
+  spdlog::set_default_logger(kept);
 }
 
 // One line for each weight shape at start, whatever weights share it, and all buckets below it.

@@ -194,7 +194,7 @@ void AddLinears(std::vector<Case>& cases) {
                                         .out = kOut,
                                         .type = kBf16};
                      p.matrix = {nullptr, static_cast<float*>(d.Matrix(1, kOut, kF32))};
-                     FinishLinear(p, static_cast<float*>(d.Matrix(8, kOut, kF32)), kOut, d.queue());
+                     FinishLinear(p, d.In(8, kOut, kF32), d.queue());
                    }});
 }
 

@@ -32,6 +32,14 @@ void FailLaunch(int n);
 // once.
 void RefuseLaunch(int n);
 
+// What cuDNN can do: how many of its four engines it has (the fourth is the only one for float32,
+// the third for bfloat16), and whether bfloat16 can be added up into float32.
+struct CudnnLimits {
+  int engines = 4;
+  bool no_wider_sums = false;
+};
+void LimitCudnn(const CudnnLimits& to);
+
 // A program of its own is told by its environment: CUDA_EMU_MEMORY_MIB is SetDeviceMemory, and
 // every launch fails when it runs once there is a file of the name CUDA_EMU_BREAK_FILE.
 
