@@ -313,6 +313,41 @@ TEST_F(RecordedPassTest, APassWithoutRoomForItsArraysIsNotRecordedAndSaysSo) {
   EXPECT_EQ(cuda_emu::LiveGraphs(), 0);
 }
 
+// Partial results of the longest contexts of a pass must fit scratch at once, or what is launched
+// would hang on how long the contexts are.
+TEST_F(RecordedPassTest, AnAttentionThatScratchMayNotHoldIsNotRecordedAndSaysSo) {
+  Open({.scratch_bytes = 4096});
+  const KvLayout layout = {.layers = 1, .kv_heads = 1, .head_dim = 64, .block_size = 16};
+  const auto arena = *be_->Allocate(be_->KvBlockBytes(layout));
+  const auto rows = *be_->Allocate(2 * 64 * sizeof(float));
+  const KvCacheView kv = {arena->data(), be_->KvBlockBytes(layout), 1, layout};
+  const TensorView q(rows->data(), kF32, {1, 1, 64});
+  const TensorView y(rows->data() + 64 * sizeof(float), kF32, {1, 1, 64});
+  std::vector<float> ones(64, 1.f);
+  be_->CopyFromHost(q.Reshape({1, 64}), ones);
+  const std::vector<int32_t> query_start = {0, 1}, context_len = {1};
+  const std::vector<int64_t> slots = {0};
+  const auto ops = [&](int32_t max_blocks, const std::vector<BlockId>& tables) {
+    be_->StoreKv(kv, 0, q, q, slots);
+    be_->PagedAttention(y, q, kv, 0,
+                        {.query_start = query_start,
+                         .context_len = context_len,
+                         .block_tables = tables,
+                         .max_blocks = max_blocks},
+                        0.125f, /*causal=*/true);
+  };
+  std::vector<BlockId> tables(2048, -1);
+  tables[0] = 0;
+  Log log;
+  EXPECT_FALSE(be_->RecordPass(kKey, [&] { ops(2048, tables); }));
+  EXPECT_THAT(log.text(), HasSubstr("is not recorded: its attention may need several pieces"));
+  be_->Pass(kKey, [&] { ops(2048, tables); });
+  std::vector<float> got(64);
+  be_->CopyToHost(got, y.Reshape({1, 64}));
+  EXPECT_EQ(got, ones);
+  EXPECT_TRUE(be_->RecordPass(kKey, [&] { ops(64, tables); })) << "1024 keys: two pieces";
+}
+
 TEST_F(RecordedPassTest, WithoutGraphsEverythingIsPlain) {
   for (const CudaBackendOptions& options :
        {CudaBackendOptions{.graphs = false}, CudaBackendOptions{.wait_after_each_op = true}}) {
