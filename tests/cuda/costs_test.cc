@@ -57,7 +57,7 @@ constexpr Launch kLaunches[] = {
     {"sort_pairs_kernel", 256, 0},
     {"(convert|pad|embed|gather|scatter_add|mean)_rows_kernel<.*>", 128, 0},
     {"(conv1d_windows|silu_mul|rope|store_kv)_kernel<.*>", 128, 0},
-    {"(finish_linear|add_experts)_kernel", 128, 0},
+    {"add_experts_kernel|finish_linear_kernel<.*>", 128, 0},
     // Edits over 152064 ids
     {"choose_tokens_kernel", 512, 2048 * 8 + 32 * 8 + 128 * 8 + 32 + 2 * 4752 * 4},
 };
