@@ -122,7 +122,7 @@ KvLayout LoadedModel::CrossLayout() const { return SelfLayout(); }
 void LoadedModel::TakeStepMemory(int32_t max_running) {
   if (!is_whisper()) return;
   const WhisperConfig& c = whisper->config();
-  window_mel.resize(static_cast<size_t>(c.window_frames()) * c.mels);
+  if (!media) window_mel.resize(static_cast<size_t>(c.window_frames()) * c.mels);
   windows_in_encoder.reserve(max_running);
 }
 

@@ -61,7 +61,7 @@ struct LoadedModel {
   TensorView FeatureSlot(int32_t slot) const;
 
   // Engine thread only, taken by TakeStepMemory.
-  std::vector<float> window_mel;  // [window_frames, mels]: what the encoder's first stage reads
+  std::vector<float> window_mel;  // [window_frames, mels]: what the host gives its first stage
   // Audio windows that are being encoded, and by whom: who wants the same one waits for it.
   std::vector<std::pair<ContentHash, const void*>> windows_in_encoder;
   void TakeStepMemory(int32_t max_running);

@@ -123,6 +123,11 @@ TEST_P(CudaEngineTest, AMixedLoadGivesTheTokensOfTheCpu) {
     EXPECT_EQ(got[i].tokens, want[i].tokens);
     EXPECT_EQ(got[i].text, want[i].text);
   }
+  // The same pixels have the same name in the caches.
+  const int64_t before = cuda->Stats().prefix_hit_blocks;
+  const Outcome again = Collect(*cuda->Generate(Ask("What color is the star?", "shapes.png")));
+  EXPECT_EQ(again.tokens, want[0].tokens);
+  EXPECT_GT(cuda->Stats().prefix_hit_blocks, before);
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, CudaEngineTest, testing::Values(DType::kFloat32, DType::kBFloat16),
