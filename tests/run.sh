@@ -2,8 +2,9 @@
 # Runs every test: installs what is missing, builds, tests. Repeat runs build only what changed.
 #
 #   bash tests/run.sh [PRESET] [ctest arguments]    PRESET: cpu (default), cuda, asan or tsan
-#   bash tests/run.sh all [ctest arguments]    cpu, then the engine, op, media and loader tests again
-#                                              under asan and tsan; the default where CI=true
+#   bash tests/run.sh all [ctest arguments]    cpu, then the engine, op, media, loader and emulated
+#                                              CUDA tests again under asan and tsan; the default
+#                                              where CI=true
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -12,7 +13,7 @@ if [ $# -eq 0 ] && [ "${CI:-}" = true ]; then set -- all; fi
 case "${1:-}" in
   cpu|cuda|asan|tsan) presets=("$1"); shift ;;
   all) presets=(cpu asan tsan); shift ;;
-  --help|-h) sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  --help|-h) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
 
 bash docker/install-deps.sh
@@ -24,11 +25,7 @@ if [ "$memory_gib" -lt "$jobs" ]; then jobs=$(( memory_gib > 1 ? memory_gib : 1 
 for preset in "${presets[@]}"; do
   chosen=() built=all
   if [ ${#presets[@]} -gt 1 ] && [ "$preset" != cpu ]; then
-    skip=cuda  # the emulated device takes longer than the rest together: bash tests/run.sh asan -R cuda
-    # One request after another: nothing for TSan that engine_test has not, and minutes of it.
-    if [ "$preset" = tsan ]; then skip='cuda|accuracy_test'; fi
-    chosen=(-L '^runtime/(engine|backend|cpu|media|weights)$' -E "$skip")
-    built=core_tests  # the same ones, see tests/CMakeLists.txt
+    chosen=(-L '^sanitized$') built=sanitized_tests  # see tests/CMakeLists.txt
   fi
   echo "tests: building preset $preset with $jobs jobs"
   cmake --preset "$preset" >/dev/null
