@@ -119,7 +119,9 @@ void TokenAnswers::Deliver() {
         to = {token.id, token.logprob};
         likeliest += sizeof(token);
       }
-      std::memcpy(chosen.asked.data(), asked, chosen.asked.size_bytes());
+      if (!chosen.asked.empty()) {  // memcpy takes no null
+        std::memcpy(chosen.asked.data(), asked, chosen.asked.size_bytes());
+      }
     }
   }
   Drop();
