@@ -489,7 +489,8 @@ TEST_F(CudaBackendTest, FastConvolutionsAreTheStrictOnesButForRounding) {
         const auto strict_w = strict->PackConv1d(taps, b.vector());
         const auto fast_w = fast->PackConv1d(taps, b.vector());
         for (DType x_type : {dtype, kF32}) {
-          const Matrix x = Matrix::Random(rng_, seqs * frames, in, x_type, 3, 2);
+          const Matrix x = Matrix::Random(rng_, seqs * frames, in, x_type, 3,
+                                          static_cast<int64_t>(SizeOf(x_type)));
           Matrix want(seqs * frames_out, out, dtype, 2), got(seqs * frames_out, out, dtype, 2);
           strict->Conv1d(want.view(), x.view(), *strict_w, seqs, 3, stride, Activation::kGelu);
           const int64_t launches = cuda_emu::counters().launches;
