@@ -10,8 +10,7 @@
 // Launch    grid (tasks, kv_heads); a recorded pass has as many tasks as its longest contexts need,
 //           most of them without rows. bfloat16 of head_dim 64 and 128: 128 threads, each warp 16
 //           of
-// the
-//           64 query rows; tiles of 64 or 32 keys, two stages: 45 or 51 KiB of shared memory.
+//           the 64 query rows; tiles of 64 or 32 keys, two stages: 45 or 51 KiB of shared memory.
 //           Otherwise 128 threads, each warp 4 rows at a time; tiles of 32 keys: 21 KiB at 64.
 //           merge: grid (cut tiles, kv_heads), 128 threads.
 // Traffic   K and V of a sequence once for each 64 rows of (token, query head): once for a decode

@@ -4,8 +4,7 @@
 // Shapes    x [seqs * frames, in], y [rows, kernel * in]: float or bfloat16, any row stride.
 // Launch    grid (rows, kernel), 128 threads: a CTA copies one frame, or writes zeros.
 // Traffic   x `kernel / stride` times (in L2), y once. Against the product's own bytes: Whisper's
-// stem
-//           is two of some hundred products, so it has no kernel of its own yet.
+//           stem is two of some hundred products, so it has no kernel of its own yet.
 // Numerics  one rounding to y's type. The product sums taps in ascending order, inputs within a
 // tap.
 #include "cuda/kernels/conv1d.h"

@@ -8,8 +8,7 @@
 //           them, so a row stays in L1. The greatest of all rows: one CTA of 256 threads. A row's
 //           greatest and theirs: 16 B and 32 B of shared memory, for the warps'.
 // Traffic   spectra once, y once; the bands' tables stay in cache. Memory-bound, and a tenth of
-// what
-//           the product before it moves.
+//           what the product before it moves.
 // Numerics  fp32, a band's bins in ascending order. The greatest does not depend on order. -10 is
 //           exact where the energy is at most 1e-10, whatever log10f would make of it.
 #include "cuda/kernels/log_mel.h"

@@ -1,14 +1,11 @@
 // moe.cu: a mixture's router, the order of its rows, and the sum over a token's experts.
 //
 // Source    Shazeer et al. 2017 (arXiv:1701.06538); softmax before top-k without renormalising as
-// in
-//           OLMoE (Muennighoff et al. 2024, arXiv:2409.02060).
+//           in OLMoE (Muennighoff et al. 2024, arXiv:2409.02060).
 // Shapes    logits [tokens, experts] float; ids int32 and weights float [tokens, k], any row
-// stride;
-//           rows [tokens * k, columns] float; y [tokens, columns] float.
+//           stride; rows [tokens * k, columns] float; y [tokens, columns] float.
 // Launch    moe_route: grid tokens, one warp each. sort_pairs: one CTA of 256 threads, one thread
-// per
-//           expert in turns. add_experts: grid (tokens, columns / 1024), 128 threads.
+//           per expert in turns. add_experts: grid (tokens, columns / 1024), 128 threads.
 // Traffic   add_experts k rows and y twice for each token: memory-bound. The others: a few KiB.
 // Numerics  the softmax's sum runs lane by lane, then over the lanes in a fixed tree; a token's
 //           experts are added in ascending id. Bits depend on the token's row alone.

@@ -6,9 +6,8 @@
 // Launch    grid tokens, up to 128 threads: thread i computes its angles' sines once for all heads.
 // Traffic   x read and written once. Memory-bound.
 // Numerics  the angle is rounded to fp32 first, as the published models do. Its sine and cosine:
-// the
-//           angle less the nearest multiple of pi/2 in double (sinf's own reduction of large angles
-//           spills to local memory), then polynomials on [-pi/4, pi/4] from Cephes' sinf.c
+//           the angle less the nearest multiple of pi/2 in double (sinf's own reduction of large
+//           angles spills to local memory), then polynomials on [-pi/4, pi/4] from Cephes' sinf.c
 //           (Moshier), within 2 ulp. Products and their sum in fp32.
 #include "cuda/kernels/rope.h"
 

@@ -9,9 +9,8 @@
 //   3. Each edit: logit += bias, then logit > 0 ? logit / repetition : logit * repetition, then
 //      logit -= penalty.
 //   4. temperature 0: the largest logit, the lowest id on ties. Done.
-//   5. scaled = (logit - largest) / temperature, in float32. What is below -87 is never drawn: a
-//   draw
-//      has 24 bits.
+//   5. scaled = (logit - largest) / temperature, in float32. What is below -87 is never drawn:
+//      a draw has 24 bits.
 //   6. top_k     the k largest, and those that tie with the k-th        (HF TopKLogitsWarper)
 //   7. min_p     exp(scaled) >= min_p                                   (Nguyen et al. 2024)
 //   8. top_p     the smallest set of likeliest tokens that reaches p of the mass of what is left
