@@ -25,7 +25,7 @@ void Plan(benchmark::State& state, bool optimistic, int32_t prefilling_in_100, b
   Scheduler scheduler({.models = {{.block_size = kMaxContext, .prices = prices}},
                        .max_batch_tokens = seqs + 512,
                        .max_batch_seqs = seqs,
-                       .max_waiting = seqs,
+                       .max_waiting = seqs + 1,  // one place is kept for another tenant
                        .target_step_us = 15'000,
                        .optimistic = optimistic},
                       blocks);
@@ -82,7 +82,7 @@ void ShortOfBlocks(benchmark::State& state) {
   Scheduler scheduler({.models = {{.block_size = 16, .prices = prices}},
                        .max_batch_tokens = 2 * seqs,
                        .max_batch_seqs = 2 * seqs,
-                       .max_waiting = seqs,
+                       .max_waiting = seqs + 1,  // one place is kept for another tenant
                        .target_step_us = 15'000,
                        .optimistic = true},
                       blocks);
