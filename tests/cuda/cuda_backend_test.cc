@@ -6,46 +6,18 @@
 #include <cstring>
 #include <numeric>
 #include <random>
-#include <sstream>
 #include <tuple>
 
 #include "absl/status/status.h"
 #include "cuda/cuda_error.h"
-#include "cuda/kernels/convert_rows.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "spdlog/sinks/ostream_sink.h"
-#include "spdlog/spdlog.h"
-#include "tests/cuda_emu/emulated_device.h"
-#include "tests/cuda_emu/emulator.h"
-#include "tests/runtime/cpu/random_matrix.h"
+#include "tests/cuda/cuda_backend_fixture.h"
 
 namespace sensorium {
 namespace {
 
 using testing::HasSubstr;
-
-constexpr DType kF32 = DType::kFloat32, kBf16 = DType::kBFloat16;
-
-std::unique_ptr<Backend> Open(CudaBackendOptions options = {}) {
-  auto backend = CudaBackend::Create(options);
-  CHECK(backend.ok()) << backend.status();
-  return *std::move(backend);
-}
-
-class CudaBackendTest : public testing::Test {
- protected:
-  void TearDown() override {
-    cuda_emu::SetSeed(0);
-    cuda_emu::FailLaunch(0);
-    cuda_emu::RefuseLaunch(0);
-    cuda_emu::FailAllocation(0);
-    cuda_emu::SetDeviceCount(1);
-    cuda_emu::SetDeviceMemory(size_t{4} << 30);
-    EXPECT_EQ(cuda_emu::AllocatedBytes(), 0u);
-  }
-  std::mt19937 rng_{11};
-};
 
 TEST_F(CudaBackendTest, SaysWhichDeviceItIs) {
   EXPECT_EQ(Open()->description(), "cuda: emulated device (8.0), graphs");
@@ -434,194 +406,6 @@ TEST_F(CudaBackendTest, ARowHasTheSameBitsAloneAndInATallTile) {
       EXPECT_TRUE(one.SameRowBits(0, all, r)) << r;
     }
   }
-}
-
-// kFast: 32 rows and more go through the library, padded to a bucket, in pieces where scratch is
-// small.
-TEST_F(CudaBackendTest, FastProductsAreTheStrictOnesButForRounding) {
-  for (DType dtype : {kF32, kBf16}) {
-    const auto strict = Open({.dtype = dtype, .wait_after_each_op = true});
-    const auto fast = Open({.dtype = dtype,
-                            .determinism = Determinism::kFast,
-                            .scratch_bytes = size_t{1} << 16,
-                            .wait_after_each_op = true});
-    EXPECT_EQ(fast->description(), "cuda: emulated device (8.0), fast products and convolutions");
-    const int64_t in = 97, out = 71;
-    const Matrix w = Matrix::Random(rng_, out, in, kF32), b = Matrix::Random(rng_, out, 1, kF32);
-    const LinearSource source = {w.view(), b.vector()};
-    const auto strict_w = strict->PackLinear({&source, 1}), fast_w = fast->PackLinear({&source, 1});
-    for (int64_t rows : {31, 32, 65, 150}) {
-      const Matrix x = Matrix::Random(rng_, rows, in, dtype, 3);
-      Matrix want(rows, out, dtype, 2), got(rows, out, dtype, 2);
-      strict->Linear(want.view(), x.view(), *strict_w, Activation::kGelu);
-      fast->Linear(got.view(), x.view(), *fast_w, Activation::kGelu);
-      Matrix want_sum = Matrix::Random(rng_, rows, out, kF32), got_sum = want_sum;
-      strict->AddLinear(want_sum.view(), x.view(), *strict_w);
-      fast->AddLinear(got_sum.view(), x.view(), *fast_w);
-      const double rounding = dtype == kBf16 ? 0x1p-7 : 0x1p-21;
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t c = 0; c < out; ++c) {
-          ASSERT_NEAR(got.Get(r, c), want.Get(r, c), rounding * std::fabs(want.Get(r, c)) + 1e-4);
-          ASSERT_NEAR(got_sum.Get(r, c), want_sum.Get(r, c), 1e-4);
-        }
-      }
-      EXPECT_TRUE(got.PaddingUntouched());
-    }
-  }
-}
-
-// kFast: convolutions go through cuDNN, whatever the type and the alignment of what they read, in
-// float32 or bfloat16 sums; where there is no engine, or no scratch, through our own kernels.
-TEST_F(CudaBackendTest, FastConvolutionsAreTheStrictOnesButForRounding) {
-  for (DType dtype : {kF32, kBf16}) {
-    const auto strict = Open({.dtype = dtype, .wait_after_each_op = true});
-    for (const bool no_wider_sums : {false, true}) {
-      cuda_emu::LimitCudnn({.no_wider_sums = no_wider_sums});
-      const auto fast =
-          Open({.dtype = dtype, .determinism = Determinism::kFast, .wait_after_each_op = true});
-      // 3 x 80 inputs are padded to 256; 3 x 32 are not.
-      for (const auto& [in, stride, seqs] :
-           {std::tuple<int64_t, int64_t, int64_t>{80, 1, 1}, {32, 2, 1}, {32, 2, 3}, {5, 1, 2}}) {
-        const int64_t out = 71, frames = 21, frames_out = (frames - 1) / stride + 1;
-        const Matrix w = Matrix::Random(rng_, out, in * 3, kF32);
-        const Matrix b = Matrix::Random(rng_, out, 1, kF32);
-        const ConstTensorView taps = w.view().Reshape({out, in, 3});
-        const auto strict_w = strict->PackConv1d(taps, b.vector());
-        const auto fast_w = fast->PackConv1d(taps, b.vector());
-        for (DType x_type : {dtype, kF32}) {
-          const Matrix x = Matrix::Random(rng_, seqs * frames, in, x_type, 3,
-                                          static_cast<int64_t>(SizeOf(x_type)));
-          Matrix want(seqs * frames_out, out, dtype, 2), got(seqs * frames_out, out, dtype, 2);
-          strict->Conv1d(want.view(), x.view(), *strict_w, seqs, 3, stride, Activation::kGelu);
-          const int64_t launches = cuda_emu::counters().launches;
-          fast->Conv1d(got.view(), x.view(), *fast_w, seqs, 3, stride, Activation::kGelu);
-          EXPECT_GE(cuda_emu::counters().launches - launches, 2);
-          // bfloat16: the sum may be rounded, too, and so is what comes of it.
-          const double rounding = dtype == kBf16 ? (no_wider_sums ? 0x1p-5 : 0x1p-7) : 0x1p-20;
-          for (int64_t r = 0; r < seqs * frames_out; ++r) {
-            for (int64_t c = 0; c < out; ++c) {
-              ASSERT_NEAR(got.Get(r, c), want.Get(r, c),
-                          rounding * std::fabs(want.Get(r, c)) + (no_wider_sums ? 0.05 : 1e-4))
-                  << in << " inputs, row " << r << ", output " << c;
-            }
-          }
-          EXPECT_TRUE(got.PaddingUntouched());
-        }
-      }
-    }
-    cuda_emu::LimitCudnn({});
-  }
-}
-
-TEST_F(CudaBackendTest, TheConvolutionsEngineIsPinnedAndLogged) {
-  std::ostringstream log;
-  const auto kept = spdlog::default_logger();
-  auto logger = std::make_shared<spdlog::logger>(
-      "test", std::make_shared<spdlog::sinks::ostream_sink_st>(log));
-  logger->set_pattern("%l %v");
-  spdlog::set_default_logger(logger);
-  const auto convolve = [&](Backend& be, DType dtype, int64_t frames, int times = 1) {
-    const Matrix w = Matrix::Random(rng_, 64, 32 * 3, kF32);
-    const auto packed = be.PackConv1d(w.view().Reshape({64, 32, 3}), {});
-    const Matrix x = Matrix::Random(rng_, frames, 32, dtype);
-    Matrix y(frames, 64, dtype), again(frames, 64, dtype);
-    for (int i = 0; i < times; ++i) {
-      be.Conv1d(i == 0 ? y.view() : again.view(), x.view(), *packed, 1, 3, 1, Activation::kNone);
-    }
-    for (int64_t r = 0; times > 1 && r < frames; ++r) EXPECT_TRUE(y.SameRowBits(r, again, r));
-  };
-  const auto run = [&](DType dtype) {
-    const auto be =
-        Open({.dtype = dtype, .determinism = Determinism::kFast, .wait_after_each_op = true});
-    log.str("");
-    convolve(*be, dtype, 20, 2);
-  };
-  const std::string what = " [64, 3, 32] over 1 x 20 frames by 1";
-  run(kF32);  // not the engine that is not deterministic, not the one in TF32
-  EXPECT_EQ(log.str(), "info cuDNN 90000: float32" + what +
-                           " pinned, engine 1, sums float32, 1048576 bytes of workspace\n");
-  run(kBf16);
-  EXPECT_EQ(log.str(), "info cuDNN 90000: bfloat16" + what +
-                           " pinned, engine 3, sums float32, 1048576 bytes of workspace\n");
-  cuda_emu::LimitCudnn({.no_wider_sums = true});
-  run(kBf16);
-  EXPECT_EQ(log.str(), "info cuDNN 90000: bfloat16" + what +
-                           " pinned, engine 3, sums bfloat16, 1048576 bytes of workspace\n");
-  cuda_emu::LimitCudnn({.engines = 3});
-  run(kF32);
-  EXPECT_EQ(log.str(),
-            "warning cuDNN 90000: no engine for float32" + what + "; our own kernels do it\n");
-  cuda_emu::LimitCudnn({});
-  spdlog::set_default_logger(kept);
-}
-
-// One line for each weight shape at start, whatever weights share it, and all buckets below it.
-TEST_F(CudaBackendTest, ThePinnedAlgorithmOfEachShapeAndBucketIsLogged) {
-  std::ostringstream log;
-  const auto kept = spdlog::default_logger();
-  auto logger = std::make_shared<spdlog::logger>(
-      "test", std::make_shared<spdlog::sinks::ostream_sink_st>(log));
-  logger->set_level(spdlog::level::debug);
-  logger->set_pattern("%l %v");
-  spdlog::set_default_logger(logger);
-  {
-    const auto be = Open({.dtype = kBf16, .determinism = Determinism::kFast});
-    for (const auto& [out, in] : {std::pair{70, 96}, {128, 96}, {65, 90}}) {
-      const Matrix w = Matrix::Random(rng_, out, in, kF32);  // padded: 128 x 96, all of them
-      const LinearSource source = {w.view(), {}};
-      be->PackLinear({&source, 1});
-    }
-    const Matrix w = Matrix::Random(rng_, 64, 32, kF32);
-    const LinearSource source = {w.view(), {}};
-    be->PackLinear({&source, 1});
-  }
-  spdlog::set_default_logger(kept);
-  const auto count = [&](const std::string& part) {
-    int n = 0;
-    for (size_t at = log.str().find(part); at != std::string::npos;
-         at = log.str().find(part, at + 1))
-      ++n;
-    return n;
-  };
-  EXPECT_EQ(count("info cuBLASLt: "), 2) << log.str();
-  EXPECT_EQ(count("info cuBLASLt: bfloat16 [128, 96] pinned, rows:algorithm/tile 32:21/32 64:21/64 "
-                  "128:21/128 256:21/256 512:21/512 1024:21/1024 2048:21/2048"),
-            1)
-      << log.str();
-  EXPECT_EQ(count("info cuBLASLt: bfloat16 [64, 32] pinned"), 1);
-  EXPECT_EQ(count("debug cuBLASLt: bfloat16 [128, 96], 512 rows: algorithm 21, tile 512"), 1);
-  EXPECT_EQ(count("debug cuBLASLt: "), 2 * 7);
-}
-
-// What a product's bucket has behind the rows and columns there are: zeros, and nothing is read
-// there.
-TEST_F(CudaBackendTest, FastProductsPadTheirRowsWithZeros) {
-  cuda_emu::SetSeed(1);
-  const Matrix x = Matrix::Random(rng_, 5, 70, kF32, 2);  // NaN between rows
-  Matrix y(8, 96, kBf16, 4);
-  cuda::Queue queue;
-  cuda::PadRows({y.view().bytes(), 100, cuda::Type::kBFloat16},
-                {x.view().bytes(), 72, cuda::Type::kFloat32}, 3, 70, 8, 96, queue);
-  queue.Wait();
-  for (int64_t r = 0; r < 8; ++r) {
-    for (int64_t c = 0; c < 96; ++c) {
-      ASSERT_EQ(y.Get(r, c), r < 3 && c < 70 ? x.GetAs(kBf16, r, c) : 0) << r << ", " << c;
-    }
-  }
-  EXPECT_TRUE(y.PaddingUntouched());
-}
-
-TEST_F(CudaBackendTest, AFastRowKeepsItsBitsWithinItsBucket) {
-  const auto be =
-      Open({.dtype = kBf16, .determinism = Determinism::kFast, .wait_after_each_op = true});
-  const Matrix w = Matrix::Random(rng_, 64, 64, kF32);
-  const LinearSource source = {w.view(), {}};
-  const auto packed = be->PackLinear({&source, 1});
-  const Matrix x = Matrix::Random(rng_, 64, 64, kBf16);
-  Matrix all(64, 64, kF32), part(40, 64, kF32);
-  be->Linear(all.view(), x.view(), *packed);
-  be->Linear(part.view(), x.view().Rows(20, 60), *packed);  // 64 rows too, the last ones zero
-  for (int64_t r = 0; r < 40; ++r) EXPECT_TRUE(part.SameRowBits(r, all, 20 + r)) << r;
 }
 
 }  // namespace
