@@ -14,6 +14,7 @@
 #include "runtime/base/check.h"
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/engine/engine.h"
+#include "spdlog/spdlog.h"
 
 namespace sensorium {
 
@@ -49,6 +50,7 @@ inline EngineConfig SmallConfig() {
 }
 
 inline std::unique_ptr<Engine> MakeEngine(const EngineConfig& config) {
+  spdlog::set_level(spdlog::level::warn);  // a failure stands alone
   auto backend = CpuBackend::Create({.dtype = DType::kFloat32});
   CHECK(backend.ok()) << backend.status();
   auto engine = Engine::Create(config, *std::move(backend));
