@@ -182,9 +182,19 @@ class Scheduler {
     // One of the decodes that go on. One that sits a step out is not.
     bool decodes() const { return kind == WorkKind::kDecode && plan_at >= 0; }
   };
+  // For a place in a step; the smaller, the sooner. No two are equal.
   struct Candidate {
-    int64_t counter = 0, deadline_us = 0, order = 0;
-    int32_t priority = 0, slot = 0;
+    int64_t counter = 0;  // its tenant's
+    int32_t negative_priority = 0;
+    int64_t deadline_us = 0, order = 0;
+    int32_t slot = 0;
+
+    bool operator<(const Candidate& x) const {
+      if (counter != x.counter) return counter < x.counter;
+      if (negative_priority != x.negative_priority) return negative_priority < x.negative_priority;
+      if (deadline_us != x.deadline_us) return deadline_us < x.deadline_us;
+      return order < x.order;
+    }
   };
 
   void Know(int32_t tenant);
@@ -218,6 +228,9 @@ class Scheduler {
   void DropFills();
   void CommitFill(const PlanItem& item);
   void PlanDecodes(absl::FunctionRef<void(JobId)> preempt);
+  bool HasRoom(const Running& r) const;
+  Candidate CandidateOf(const Job& job, int64_t now_us) const;
+  void FindCandidates(int64_t now_us, const Candidate& after, size_t most);
   void PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt);
   void SumUp();
   void AddDecode(const Running& r, int64_t times);

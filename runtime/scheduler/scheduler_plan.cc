@@ -1,6 +1,6 @@
 // The step: what is in it, and what it has cost.
 #include <algorithm>
-#include <tuple>
+#include <limits>
 #include <utility>
 
 #include "runtime/scheduler/scheduler.h"
@@ -163,29 +163,47 @@ void Scheduler::SumUp() {
   plan_.predicted_ns += plan_.decode_ns;
 }
 
-void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
+// Whether a step that is being made can take more of its kind of work at all.
+bool Scheduler::HasRoom(const Running& r) const {
+  if (r.kind == WorkKind::kPrefill) return tokens_left_[r.model] > 0;
+  return r.encoder_slot >= 0 || !free_encoder_slots_.empty();
+}
+
+Scheduler::Candidate Scheduler::CandidateOf(const Job& job, int64_t now_us) const {
+  // Whoever got nothing for too long goes first, whatever its tenant had or its neighbours are.
+  const bool starves = now_us - job.served_us >= options_.starvation_us;
+  const bool first_come = options_.target_step_us == 0;
+  if (first_come || starves) return {.counter = -1, .order = job.order};
+  return {.counter = line_.counter(job.spec.tenant),
+          .negative_priority = -job.spec.priority,
+          .deadline_us = job.spec.deadline_us,
+          .order = job.order};
+}
+
+// The first `most` of the candidates after `after`, the very first at the back. A step takes few of
+// the many there may be: to put all in order would cost more than the rest of the plan.
+void Scheduler::FindCandidates(int64_t now_us, const Candidate& after, size_t most) {
   candidates_.clear();
   for (const int32_t slot : fills_) {
     const Job& job = jobs_[slot];
-    // Whoever got nothing for too long goes first, whatever its tenant had or its neighbours are.
-    const bool starves = now_us - job.served_us >= options_.starvation_us;
-    const bool first_come = options_.target_step_us == 0;
-    if (first_come || starves) {
-      candidates_.push_back({.counter = -1, .order = job.order, .slot = slot});
+    Candidate c = CandidateOf(job, now_us);
+    const bool full = candidates_.size() == most;
+    if (full && !(c < candidates_.front())) continue;  // the last of them, while it is a heap
+    if (!(after < c) || !HasRoom(running_[job.running_idx])) continue;
+    c.slot = slot;
+    if (full) {
+      std::pop_heap(candidates_.begin(), candidates_.end());
+      candidates_.back() = c;
     } else {
-      candidates_.push_back({.counter = line_.counter(job.spec.tenant),
-                             .deadline_us = job.spec.deadline_us,
-                             .order = job.order,
-                             .priority = job.spec.priority,
-                             .slot = slot});
+      candidates_.push_back(c);
     }
+    std::push_heap(candidates_.begin(), candidates_.end());
   }
-  const auto later = [](const Candidate& a, const Candidate& b) {
-    return std::tuple(a.counter, -int64_t{a.priority}, a.deadline_us, a.order) >
-           std::tuple(b.counter, -int64_t{b.priority}, b.deadline_us, b.order);
-  };
-  std::make_heap(candidates_.begin(), candidates_.end(), later);
+  std::sort_heap(candidates_.begin(), candidates_.end());
+  std::reverse(candidates_.begin(), candidates_.end());
+}
 
+void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt) {
   const bool unlimited = options_.target_step_us == 0;
   const bool anybody_decodes = !plan_.items.empty();
   const int64_t target = options_.target_step_us * 1000;
@@ -197,34 +215,28 @@ void Scheduler::PlanFill(int64_t now_us, absl::FunctionRef<void(JobId)> preempt)
   }
   int64_t saved = 0, wanted = 0;
   bool filled = false;
-  while (!candidates_.empty()) {
-    std::pop_heap(candidates_.begin(), candidates_.end(), later);
-    const int32_t slot = candidates_.back().slot;
+  Candidate last{.counter = std::numeric_limits<int64_t>::min()};
+  size_t most_found = 32;
+  FindCandidates(now_us, last, most_found);
+  bool all_found = candidates_.size() < most_found;
+  while (true) {
+    if (candidates_.empty() && !all_found) {
+      most_found *= 8;
+      FindCandidates(now_us, last, most_found);
+      all_found = candidates_.size() < most_found;
+    }
+    if (candidates_.empty()) break;
+    last = candidates_.back();
     candidates_.pop_back();
+    const int32_t slot = last.slot;
     const int32_t idx = jobs_[slot].running_idx;
     if (idx < 0) continue;  // preempted for one before it
     const Running r = running_[idx];
+    if (!HasRoom(r)) continue;
     const Prices& prices = models_[r.model].prices;
     const bool prefill = r.kind == WorkKind::kPrefill;
-    // Where one finds no room all its like find none: they are passed over at once, not one by one.
-    const auto pass_over = [&](auto like) {
-      std::erase_if(candidates_, [&](const Candidate& c) {
-        const int32_t at = jobs_[c.slot].running_idx;
-        return at < 0 || like(running_[at]);
-      });
-      std::make_heap(candidates_.begin(), candidates_.end(), later);
-    };
-    if (!prefill && r.encoder_slot < 0 && free_encoder_slots_.empty()) {
-      pass_over([](const Running& x) { return x.kind == WorkKind::kEncode && x.encoder_slot < 0; });
-      continue;
-    }
-    int64_t most =
+    const int64_t most =
         std::min(r.amount, prefill ? tokens_left_[r.model] : models_[r.model].max_encode_units);
-    if (most == 0) {
-      pass_over(
-          [&](const Running& x) { return x.kind == WorkKind::kPrefill && x.model == r.model; });
-      continue;
-    }
     const int64_t fixed = prefill && forward_tokens_[r.model] == 0 ? prices.forward_ps / 1000 : 0;
     int64_t amount = unlimited ? most : Largest(r, most, budget - fixed);
     const int64_t least = prefill ? std::min(most, kSmallestChunk) : 1;

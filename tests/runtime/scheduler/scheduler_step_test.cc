@@ -1,6 +1,9 @@
 // What is in a step, and how long it may be.
+#include <algorithm>
 #include <cstdio>
+#include <random>
 #include <set>
+#include <tuple>
 #include <vector>
 
 #include "gmock/gmock.h"
@@ -123,6 +126,49 @@ TEST(SchedulerTest, NoBudgetIsFirstComeFirstServed) {
   const JobId prefill =
       house.Admitted({.priority = 1}, {.kind = WorkKind::kPrefill, .amount = 1000});
   EXPECT_THAT(house.Plan(), ElementsAre(Decode(decode), Encode(encode, 4), Prefill(prefill, 511)));
+}
+
+// In a step that has room for hundreds the order is the same as in one that has room for a few, and
+// who finds no room (an encode without an encoder slot) holds up nobody behind it.
+TEST(SchedulerTest, AStepTakesHundredsInOrder) {
+  const uint32_t seed = std::random_device{}();
+  SCOPED_TRACE(::testing::Message() << "seed " << seed);
+  std::mt19937 random(seed);
+  SchedulerOptions options = Priced(10'000'000);
+  const int32_t num_jobs = 200 + static_cast<int32_t>(random() % 400);
+  options.max_batch_tokens = options.max_batch_seqs = num_jobs;
+  options.max_waiting = num_jobs + 1;  // one place is kept for another tenant
+  House house(options, /*num_blocks=*/num_jobs);
+  struct Asks {
+    int32_t priority;
+    int64_t deadline_us;
+    int32_t came;
+    JobId job;
+  };
+  std::vector<Asks> asks;
+  for (int32_t i = 0; i < num_jobs; ++i) {
+    const auto priority = static_cast<int32_t>(random() % 3);
+    const int64_t deadline_us = 100'000'000 + random() % 20;
+    const JobId job =
+        house.Add({.priority = priority, .deadline_us = deadline_us, .max_context = 1});
+    asks.push_back({priority, deadline_us, i, job});
+  }
+  ASSERT_EQ(house.scheduler.Admit(0).size(), asks.size());
+  std::sort(asks.begin(), asks.end(), [](const Asks& a, const Asks& b) {
+    return std::tuple(-a.priority, a.deadline_us, a.came) <
+           std::tuple(-b.priority, b.deadline_us, b.came);
+  });
+  std::vector<PlanItem> expected;
+  bool encoder_is_free = true;
+  for (const Asks& a : asks) {
+    const bool encodes = random() % 3 == 0;
+    house.scheduler.SetWork(
+        a.job, {.kind = encodes ? WorkKind::kEncode : WorkKind::kPrefill, .amount = 1});
+    if (!encodes) expected.push_back(Prefill(a.job, 1));
+    if (encodes && encoder_is_free) expected.push_back(Encode(a.job, 1));
+    if (encodes) encoder_is_free = false;
+  }
+  EXPECT_THAT(house.Step(), ::testing::ElementsAreArray(expected));
 }
 
 TEST(SchedulerTest, AParkedJobKeepsItsMemoryAndStaysOutOfThePlan) {
