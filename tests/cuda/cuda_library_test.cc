@@ -1,15 +1,19 @@
 // The CUDA backend under `determinism: fast` on the emulated device: products by cuBLASLt,
-// convolutions by cuDNN, as far as they are the strict ones, pinned, and logged.
+// convolutions by cuDNN, as far as they are the strict ones, pinned, and logged. Executed by
+// emulation.
 #include <cmath>
 #include <sstream>
 #include <tuple>
 
 #include "cuda/kernels/convert_rows.h"
+#include "cuda/kernels/linear.h"
+#include "cuda/views.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "spdlog/sinks/ostream_sink.h"
 #include "spdlog/spdlog.h"
 #include "tests/cuda/cuda_backend_fixture.h"
+#include "tests/reference/linear.h"
 
 namespace sensorium {
 namespace {
@@ -176,21 +180,77 @@ TEST_F(CudaLibraryTest, ThePinnedAlgorithmOfEachShapeAndBucketIsLogged) {
 }
 
 // What a product's bucket has behind the rows and columns there are: zeros, and nothing is read
-// there.
+// there. Narrower and wider than the 1024 columns of a CTA, in three orders of the threads.
 TEST_F(CudaLibraryTest, FastProductsPadTheirRowsWithZeros) {
-  cuda_emu::SetSeed(1);
-  const Matrix x = Matrix::Random(rng_, 5, 70, kF32, 2);  // NaN between rows
-  Matrix y(8, 96, kBf16, 4);
-  cuda::Queue queue;
-  cuda::PadRows({y.view().bytes(), 100, cuda::Type::kBFloat16},
-                {x.view().bytes(), 72, cuda::Type::kFloat32}, 3, 70, 8, 96, queue);
-  queue.Wait();
-  for (int64_t r = 0; r < 8; ++r) {
-    for (int64_t c = 0; c < 96; ++c) {
-      ASSERT_EQ(y.Get(r, c), r < 3 && c < 70 ? x.GetAs(kBf16, r, c) : 0) << r << ", " << c;
+  struct Case {
+    int64_t columns, padded;
+  };
+  for (uint64_t seed : {1, 2, 3}) {
+    cuda_emu::SetSeed(seed);
+    for (const Case c : {Case{70, 96}, Case{1023, 1024}, Case{1025, 1056}, Case{2049, 2080}}) {
+      for (DType x_type : {kF32, kBf16}) {
+        const Matrix x = Matrix::Random(rng_, 5, c.columns, x_type, 2);  // NaN between rows
+        Matrix y(8, c.padded, kBf16, 4);
+        cuda::Queue queue;
+        cuda::PadRows({y.view().bytes(), c.padded + 4, cuda::Type::kBFloat16},
+                      {x.view().bytes(), c.columns + 2, cuda::TypeOf(x_type)}, 3, c.columns, 8,
+                      c.padded, queue);
+        queue.Wait();
+        for (int64_t r = 0; r < 8; ++r) {
+          for (int64_t col = 0; col < c.padded; ++col) {
+            ASSERT_EQ(y.Get(r, col), r < 3 && col < c.columns ? x.GetAs(kBf16, r, col) : 0)
+                << r << ", " << col;
+          }
+        }
+        EXPECT_TRUE(y.PaddingUntouched());
+      }
     }
   }
-  EXPECT_TRUE(y.PaddingUntouched());
+}
+
+// The end of a library's product: bias, activation, an added y, in rows narrower and wider than the
+// 1024 columns of a CTA, in three orders of the threads.
+TEST_F(CudaLibraryTest, TheEndOfAProductIsTheReferences) {
+  constexpr int64_t kRows = 3;
+  for (uint64_t seed : {1, 2, 3}) {
+    cuda_emu::SetSeed(seed);
+    for (int64_t out : {1, 71, 1024, 1025, 2049}) {
+      for (DType sums_type : {kF32, kBf16}) {
+        for (Activation act : {Activation::kNone, Activation::kGelu, Activation::kQuickGelu}) {
+          const bool add = act == Activation::kNone && sums_type == kF32;
+          const Matrix sums = Matrix::Random(rng_, kRows, out, sums_type, 2);
+          const Matrix bias = Matrix::Random(rng_, 1, out, kF32);
+          Matrix y = Matrix::Random(rng_, kRows, out, add ? kF32 : kBf16, 3);
+          const Matrix before = y;
+          cuda::LinearProblem p = {
+              .y = {y.view().bytes(), out + 3, cuda::TypeOf(add ? kF32 : kBf16)},
+              .x = {},
+              .rows = kRows,
+              .in = 0,
+              .in_padded = 0,
+              .out = out,
+              .type = cuda::Type::kBFloat16};
+          p.activation = static_cast<cuda::Activation>(act);
+          p.add = add;
+          p.matrix.bias = bias.view().as<const float>();
+          cuda::Queue queue;
+          cuda::FinishLinear(p, {sums.view().bytes(), out + 2, cuda::TypeOf(sums_type)}, queue);
+          queue.Wait();
+          for (int64_t r = 0; r < kRows; ++r) {
+            for (int64_t c = 0; c < out; ++c) {
+              const double v = reference::Activate(act, double{sums.Get(r, c)} + bias.Get(0, c));
+              const double truth = add ? before.Get(r, c) + v : v;
+              // One rounding to y's type; the sums' own and erfc's in float32.
+              const double bound = (add ? 0x1p-22 : 0x1p-8) * std::fabs(truth) + 1e-6;
+              ASSERT_LE(std::fabs(y.Get(r, c) - truth), bound)
+                  << out << " outputs, row " << r << ", output " << c;
+            }
+          }
+          EXPECT_TRUE(y.PaddingUntouched());
+        }
+      }
+    }
+  }
 }
 
 TEST_F(CudaLibraryTest, AFastRowKeepsItsBitsWithinItsBucket) {

@@ -113,7 +113,7 @@ TEST_P(AttentionTest, PagedMatchesTheReferenceInRaggedBatches) {
     int32_t heads, kv_heads, head_dim, block_size;
   };
   for (const Case c : {Case{4, 4, 64, 16}, Case{6, 2, 80, 48}, Case{7, 1, 128, 32},
-                       Case{2, 2, 16, 1024}, Case{28, 4, 64, 64}}) {
+                       Case{2, 2, 16, 1024}, Case{28, 4, 64, 64}, Case{2, 1, 256, 32}}) {
     for (DType act : Acts()) {
       PagedSequences seqs(
           *be_, rng_,
@@ -203,7 +203,8 @@ TEST_P(AttentionTest, BitsDoNotDependOnChunksNeighboursBlocksOrThreads) {
 // A backend may cut a long context and merge the pieces: in one chunk, whose rows have different
 // numbers of pieces, and token by token beside a stranger, the same bits, and the right ones.
 TEST_P(AttentionTest, LongContextsAnswerAlikeInChunksAndTokenByToken) {
-  for (const auto& [heads, kv_heads, dims] : {std::tuple<int, int, int>{2, 1, 64}, {2, 2, 48}}) {
+  for (const auto& [heads, kv_heads, dims] :
+       {std::tuple<int, int, int>{2, 1, 64}, {2, 1, 128}, {2, 2, 48}}) {
     const int64_t length = 1050, first = 1000, rows = length - first;
     const int64_t columns = int64_t{heads} * dims;
     PagedSequences seqs(*be_, rng_,

@@ -6,13 +6,14 @@
 
 namespace sensorium {
 
-// Seed 0 is the ascending order of threads. The suite reads results where they are, so each op
-// waits; small buffers make ops work in pieces.
+// The suite on the emulated device, executed by emulation: three shuffled orders of the threads
+// (seed 0 would be the ascending one, which hides what an order can break). The suite reads results
+// where they are, so each op waits; small buffers make ops work in pieces.
 std::vector<BackendUnderTest> BackendsUnderTest() {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
   const std::vector<uint64_t> seeds = {1};  // ten times as slow, and they see what one order does
 #else
-  const std::vector<uint64_t> seeds = {0, 1, 2};
+  const std::vector<uint64_t> seeds = {1, 2, 3};
 #endif
   std::vector<BackendUnderTest> backends;
   for (const uint64_t seed : seeds) {

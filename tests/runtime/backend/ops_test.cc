@@ -122,7 +122,7 @@ TEST_P(OpsTest, RopeMatchesTheReferenceAtLongPositions) {
 
 TEST_P(OpsTest, EmbedReadsStackedTablesOfAnyTypeExactly) {
   for (DType table_type : {kF32, kBf16, kF16}) {
-    for (int64_t n : {1, 97, 256}) {
+    for (int64_t n : {1, 97, 1025}) {
       // Odd addresses: a safetensors file aligns to nothing.
       const Matrix first = Matrix::Random(rng_, 5, n, table_type, 0, 1);
       const Matrix second = Matrix::Random(rng_, 3, n, table_type, 2, 0);
@@ -157,12 +157,14 @@ TEST_P(OpsTest, EmbedReadsStackedTablesOfAnyTypeExactly) {
 TEST_P(OpsTest, CopiesConvertBetweenActivationsExactly) {
   for (DType from : Acts()) {
     for (DType to : Acts()) {
-      const Matrix x = Random(9, 97, from);
-      Matrix y = Poisoned(9, 97, to);
-      be_->Copy(y.view(), View(x));
-      for (int64_t r = 0; r < 9; ++r)
-        for (int64_t c = 0; c < 97; ++c) ASSERT_EQ(y.Get(r, c), x.GetAs(to, r, c));
-      EXPECT_TRUE(y.PaddingUntouched());
+      for (int64_t n : {97, 1024, 1025, 2049}) {
+        const Matrix x = Random(3, n, from);
+        Matrix y = Poisoned(3, n, to);
+        be_->Copy(y.view(), View(x));
+        for (int64_t r = 0; r < 3; ++r)
+          for (int64_t c = 0; c < n; ++c) ASSERT_EQ(y.Get(r, c), x.GetAs(to, r, c));
+        EXPECT_TRUE(y.PaddingUntouched());
+      }
     }
     const std::pmr::vector<float> host = RandomVector(rng_, 9 * 97);
     Matrix x = Poisoned(9, 97, from);
@@ -201,7 +203,7 @@ TEST_P(OpsTest, UploadWidensAnyTypeExactly) {
 
 TEST_P(OpsTest, RowsAreGatheredScatteredAndAveraged) {
   for (DType t : Acts()) {
-    for (int64_t n : {1, 97, 1024}) {
+    for (int64_t n : {1, 97, 1025}) {
       const Matrix x = Random(12, n, t);
       const std::vector<int32_t> rows = {11, 3, 3, 0};
       Matrix gathered = Poisoned(4, n, t);
@@ -262,10 +264,31 @@ TEST_P(OpsTest, LinearMatchesTheReference) {
   }
 }
 
+// One row less, as many and one more than a tile of 16 or 64 rows, and more than two.
+TEST_P(OpsTest, LinearMatchesTheReferenceAtTheEdgesOfItsTiles) {
+  const int64_t in = 97, out = 71;
+  const Matrix w = Random(out, in, kF32), b = Random(out, 1, kF32);
+  const LinearSource source = {View(w), b.vector()};
+  const auto packed = be_->PackLinear({&source, 1});
+  reference::Array bias(1, out);
+  for (int64_t o = 0; o < out; ++o) bias(0, o) = b.Get(o, 0);
+  for (int64_t rows : {1, 15, 16, 17, 63, 64, 65, 130}) {
+    const Matrix x = Random(rows, in, dtype());
+    const reference::Array truth =
+        reference::Linear(Truth(x), Truth(w, dtype()), bias, Activation::kNone);
+    reference::Array magnitude(rows, out);
+    std::fill(magnitude.values.begin(), magnitude.values.end(), 100.0);  // as above
+    Matrix y = Poisoned(rows, out, kF32);
+    be_->Linear(y.view(), View(x), *packed);
+    ExpectNear(y, truth, magnitude, ToleranceOf(kF32));
+  }
+}
+
 TEST_P(OpsTest, Conv1dMatchesTheReference) {
   for (DType x_type : Acts()) {
-    for (int64_t stride : {1, 2}) {
-      const int64_t seqs = 2, frames = 31, in = 21, out = 37, kernel = 3;
+    for (const auto& [stride, in, frames] :
+         {std::tuple<int64_t, int64_t, int64_t>{1, 21, 31}, {2, 21, 31}, {2, 130, 5}}) {
+      const int64_t seqs = 2, out = 37, kernel = 3;
       const int64_t frames_out = (frames - 1) / stride + 1;
       const Matrix x = Random(seqs * frames, in, x_type), b = Random(out, 1, kF32);
       const Matrix w = Matrix::Random(rng_, out, in * kernel, kF32);
@@ -275,7 +298,7 @@ TEST_P(OpsTest, Conv1dMatchesTheReference) {
       const reference::Array truth = reference::Conv1d(Truth(x, dtype()), Truth(w, dtype()), bias,
                                                        seqs, kernel, stride, Activation::kGelu);
       reference::Array magnitude = truth;
-      std::fill(magnitude.values.begin(), magnitude.values.end(), 100.0);
+      std::fill(magnitude.values.begin(), magnitude.values.end(), in < 100 ? 100.0 : 400.0);
       Matrix y = Poisoned(seqs * frames_out, out, kF32);
       be_->Conv1d(y.view(), View(x), *packed, seqs, kernel, stride, Activation::kGelu);
       ExpectNear(y, truth, magnitude, ToleranceOf(kF32));
@@ -283,48 +306,79 @@ TEST_P(OpsTest, Conv1dMatchesTheReference) {
   }
 }
 
-TEST_P(OpsTest, MixtureOfExpertsMatchesTheReference) {
-  constexpr int64_t kTokens = 9, kHidden = 33, kFfn = 19, kExperts = 6, kChosen = 2;
+class MixtureTest : public OpsTest {
+ protected:
+  void Check(int64_t tokens, int64_t width, int64_t ffn, int64_t num_experts, int64_t chosen);
+};
+
+TEST_P(MixtureTest, MixtureOfExpertsMatchesTheReference) { Check(9, 33, 19, 6, 2); }
+// Each expert has all tokens: more than a tile of 64 rows.
+TEST_P(MixtureTest, AnExpertMayHaveMoreTokensThanATile) { Check(70, 33, 19, 2, 2); }
+// More columns than one CTA adds.
+TEST_P(MixtureTest, ExpertsAddUpInWideRows) { Check(2, 1030, 5, 3, 2); }
+
+void MixtureTest::Check(const int64_t tokens, const int64_t width, const int64_t ffn,
+                        const int64_t num_experts, const int64_t chosen) {
   std::vector<ExpertWeights> experts;
   std::vector<reference::Expert> truths;
-  for (int64_t e = 0; e < kExperts; ++e) {
-    const Matrix up_gate = Random(2 * kFfn, kHidden, kF32), down = Random(kHidden, kFfn, kF32);
+  for (int64_t e = 0; e < num_experts; ++e) {
+    const Matrix up_gate = Random(2 * ffn, width, kF32), down = Random(width, ffn, kF32);
     const LinearSource a = {View(up_gate), {}}, b = {View(down), {}};
     experts.push_back({be_->PackLinear({&a, 1}), be_->PackLinear({&b, 1})});
     truths.push_back({Truth(up_gate, dtype()), Truth(down, dtype())});
   }
-  const Matrix logits = Random(kTokens, kExperts, kF32);
-  const reference::Route route = reference::MoeRoute(Truth(logits), kChosen);
-  std::pmr::vector<int32_t> ids(kTokens * kChosen, -7);
+  const Matrix logits = Random(tokens, num_experts, kF32);
+  const reference::Route route = reference::MoeRoute(Truth(logits), chosen);
+  std::pmr::vector<int32_t> ids(tokens * chosen, -7);
   const TensorView ids_view(reinterpret_cast<std::byte*>(ids.data()), DType::kInt32,
-                            {kTokens, kChosen});
-  Matrix weights(kTokens, kChosen, kF32);
+                            {tokens, chosen});
+  Matrix weights(tokens, chosen, kF32);
   be_->MoeRoute(ids_view, weights.view(), View(logits));
   EXPECT_TRUE(std::ranges::equal(ids, route.ids));
-  for (int64_t i = 0; i < kTokens * kChosen; ++i)
-    ASSERT_NEAR(weights.Get(i / kChosen, i % kChosen), route.weights[i], 1e-6);
+  for (int64_t i = 0; i < tokens * chosen; ++i)
+    ASSERT_NEAR(weights.Get(i / chosen, i % chosen), route.weights[i], 1e-6);
 
   for (DType x_type : Acts()) {
-    const Matrix x = Random(kTokens, kHidden, x_type);
-    Matrix y = Random(kTokens, kHidden, kF32);
+    Matrix x = Random(tokens, width, x_type);
+    // A wide row's inputs are mostly zero: its sums have as many terms, and roundings, as a narrow
+    // one's.
+    for (int64_t c = 0; width > 100 && c < width; ++c)
+      for (int64_t t = 0; c % 31 != 0 && t < tokens; ++t) x.Set(t, c, 0);
+    Matrix y = Random(tokens, width, kF32);
     const reference::Array truth =
         reference::AddMoe(Truth(y), Truth(x, dtype()), route.ids, route.weights, truths);
     // What rounding the hidden layer costs: the sum of |down| |hidden| instead of down hidden.
-    reference::Array magnitude(kTokens, kHidden);
+    reference::Array magnitude(tokens, width);
     const reference::Array in = Truth(x, dtype());
-    for (int64_t i = 0; i < kTokens * kChosen; ++i) {
+    for (int64_t i = 0; i < tokens * chosen; ++i) {
       const reference::Expert& e = truths[route.ids[i]];
       const reference::Array both =
-          reference::Linear(in, e.up_gate, reference::Array(1, 2 * kFfn), Activation::kNone);
-      for (int64_t f = 0; f < kFfn; ++f) {
-        const int64_t t = i / kChosen;
-        const double gate = both(t, kFfn + f), hidden = gate / (1 + std::exp(-gate)) * both(t, f);
-        for (int64_t c = 0; c < kHidden; ++c)
+          reference::Linear(in, e.up_gate, reference::Array(1, 2 * ffn), Activation::kNone);
+      for (int64_t f = 0; f < ffn; ++f) {
+        const int64_t t = i / chosen;
+        const double gate = both(t, ffn + f), hidden = gate / (1 + std::exp(-gate)) * both(t, f);
+        for (int64_t c = 0; c < width; ++c)
           magnitude(t, c) += route.weights[i] * std::fabs(e.down(c, f) * hidden);
       }
     }
     be_->AddMoe(y.view(), View(x), ids_view, View(weights), experts);
     ExpectNear(y, truth, magnitude, {ToleranceOf(kF32).result, ToleranceOf(dtype()).operation / 2});
+  }
+}
+
+// One and two experts a lane of a warp, and one lane that has one more.
+TEST_P(OpsTest, RouterMatchesTheReferenceWithMoreExpertsThanAWarpHasLanes) {
+  constexpr int64_t kTokens = 5, kChosen = 8;
+  for (int64_t experts : {32, 33, 64}) {
+    const Matrix logits = Random(kTokens, experts, kF32);
+    const reference::Route route = reference::MoeRoute(Truth(logits), kChosen);
+    std::pmr::vector<int32_t> ids(kTokens * kChosen, -7);
+    Matrix weights(kTokens, kChosen, kF32);
+    be_->MoeRoute({reinterpret_cast<std::byte*>(ids.data()), DType::kInt32, {kTokens, kChosen}},
+                  weights.view(), View(logits));
+    EXPECT_TRUE(std::ranges::equal(ids, route.ids)) << experts;
+    for (int64_t i = 0; i < kTokens * kChosen; ++i)
+      ASSERT_NEAR(weights.Get(i / kChosen, i % kChosen), route.weights[i], 1e-6) << experts;
   }
 }
 
@@ -404,6 +458,10 @@ TEST_P(OpsTest, EmptyBatchesDoNothing) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, OpsTest,
+                         ::testing::Combine(::testing::ValuesIn(BackendsUnderTest()),
+                                            ::testing::Values(kF32, kBf16)),
+                         OpsTestName);
+INSTANTIATE_TEST_SUITE_P(Backends, MixtureTest,
                          ::testing::Combine(::testing::ValuesIn(BackendsUnderTest()),
                                             ::testing::Values(kF32, kBf16)),
                          OpsTestName);
