@@ -1,18 +1,17 @@
 // attention.cu: y = softmax(scale q k^T) v, for decode rows, ragged prefill chunks and encoders.
 //
 // Source    Vaswani et al. 2017 (arXiv:1706.03762), eq. 1, with the running maximum and sum of
-// Milakov
-//           & Gimelshein 2018 (arXiv:1805.02867), tiled as in Dao 2023 (arXiv:2307.08691) and cut
-//           over the keys as in Flash-Decoding (Dao et al. 2023); blocks as in Kwon et al. 2023
-//           (arXiv:2309.06180); grouped queries as in Ainslie et al. 2023 (arXiv:2305.13245).
+//           Milakov & Gimelshein 2018 (arXiv:1805.02867), tiled as in Dao 2023 (arXiv:2307.08691)
+//           and cut over the keys as in Flash-Decoding (Dao et al. 2023); blocks as in Kwon et al.
+//           2023 (arXiv:2309.06180); grouped queries as in Ainslie et al. 2023 (arXiv:2305.13245).
 // Shapes    q, y [tokens, heads, head_dim], any token stride, float or bfloat16; keys and values in
 //           KV blocks (store_kv.h) or rows [keys, kv_heads, head_dim].
 // Launch    grid (tasks, kv_heads); a recorded pass has as many tasks as its longest contexts need,
-//           most of them without rows. bfloat16 of head_dim 64 and 128: 128 threads, each warp 16
-//           of
-//           the 64 query rows; tiles of 64 or 32 keys, two stages: 45 or 51 KiB of shared memory.
-//           Otherwise 128 threads, each warp 4 rows at a time; tiles of 32 keys: 21 KiB at 64.
-//           merge: grid (cut tiles, kv_heads), 128 threads.
+//           most of them without rows. attention_mma, bfloat16 of head_dim 64 and 128: 128
+//           threads, each warp 16 of the 64 query rows; tiles of 64 or 32 keys, two stages: 46080
+//           or 52224 B of shared memory. attention_plain, all else: 128 threads, each warp 4 rows
+//           at a time; tiles of 32 keys: 22656 B at head_dim 64, 43136 B at 128, 84096 B at 256.
+//           attention_merge: grid (cut tiles, kv_heads), 128 threads.
 // Traffic   K and V of a sequence once for each 64 rows of (token, query head): once for a decode
 //           step, which is bound by them. Cut rows write and read (head_dim + 2) floats for each
 //           512 keys.
@@ -64,8 +63,7 @@ __device__ __forceinline__ KeyAt FindKey(const AttentionKeys& keys, bool value, 
   return {kv.data, block * kv.block_stride + kv_head * kv.head_elements() + offset * dims, kv.type};
 }
 
-// ---- bfloat16 on the matrix units
-// ----------------------------------------------------------------
+// ---- bfloat16 on the matrix units --------------------------------------------------------------
 
 template <int kDims>
 struct MmaShape {
@@ -277,8 +275,7 @@ __global__ __launch_bounds__(kThreads) void attention_mma_kernel(AttentionProble
   }
 }
 
-// ---- Any type, any head_dim
-// ----------------------------------------------------------------------
+// ---- Any type, any head_dim --------------------------------------------------------------------
 
 constexpr int kPlainKeys = 32;  // of a tile: one a lane
 constexpr int kRowsAtOnce = 4;  // of a warp
@@ -393,8 +390,7 @@ __global__ __launch_bounds__(kThreads) void attention_plain_kernel(AttentionProb
   }
 }
 
-// ---- The pieces of a row's keys
-// ------------------------------------------------------------------
+// ---- The pieces of a row's keys ----------------------------------------------------------------
 
 __global__ __launch_bounds__(kThreads) void attention_merge_kernel(AttentionProblem p,
                                                                    const MergeTask* merges) {
@@ -422,8 +418,7 @@ __global__ __launch_bounds__(kThreads) void attention_merge_kernel(AttentionProb
   }
 }
 
-// ---- Launch
-// --------------------------------------------------------------------------------------
+// ---- Launch ------------------------------------------------------------------------------------
 
 template <int kDims>
 void RunMma(const AttentionProblem& p, const AttentionTask* tasks, dim3 grid, Queue& queue) {

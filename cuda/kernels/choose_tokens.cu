@@ -6,7 +6,7 @@
 // Shapes    logits [vocab] float, one row a choice, which may be shared; choices, arrays and
 //           answers as choose_tokens.h says.
 // Launch    grid choices, 512 threads: one CTA per choice, whatever else runs. Dynamic shared
-//           memory 17.8 KiB for a histogram and a list, vocab / 8 bytes for the banned ids, as many
+//           memory 17696 B for a histogram and a list, vocab / 8 bytes for the banned ids, as many
 //           again for the edited ones where there are any.
 // Traffic   the row once from HBM, and again from L2 for each pass: two for a greedy choice without
 //           edits, one more for the timestamp rule, 4 to 14 more for a draw, 6 more for the

@@ -2,11 +2,12 @@
 //
 // Source    Chellapilla et al. 2006, "High performance convolutional neural networks": im2col.
 // Shapes    x [seqs * frames, in], y [rows, kernel * in]: float or bfloat16, any row stride.
-// Launch    grid (rows, kernel), 128 threads: a CTA copies one frame, or writes zeros.
+// Launch    conv1d_windows: grid (rows, kernel), 128 threads: a CTA copies one frame, or writes
+//           zeros.
 // Traffic   x `kernel / stride` times (in L2), y once. Against the product's own bytes: Whisper's
 //           stem is two of some hundred products, so it has no kernel of its own yet.
-// Numerics  one rounding to y's type. The product sums taps in ascending order, inputs within a
-// tap.
+// Numerics  one rounding to y's type. The product sums taps in ascending order, inputs within
+//           a tap.
 #include "cuda/kernels/conv1d.h"
 
 #include "cuda/kernels/launch.h"

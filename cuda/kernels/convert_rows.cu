@@ -1,9 +1,14 @@
-// Rows from one type to another, table rows, picked rows, means of rows.
+// convert_rows.cu: rows from one type to another, padded rows, table rows, picked rows, means.
 //
 // Source    none: copies and sums.
 // Shapes    y, x [rows, columns], any row stride; float or bfloat16. ids, from, to [rows] int32.
-// Launch    grid (rows, columns / 1024), 128 threads: each takes every 128th column of 1024.
-// Traffic   each element read and written once (an added y read once more). Memory-bound.
+//           pad_rows: y [padded_rows, padded_columns] of x [rows, columns]. mean_rows: x [rows *
+//           group, columns].
+// Launch    convert_rows, embed_rows, gather_rows, scatter_add_rows, mean_rows: grid (rows,
+//           columns / 1024), 128 threads: each takes every 128th column of 1024. pad_rows: the same
+//           over the padded rows and columns. No shared memory.
+// Traffic   each element read and written once (an added y read once more); pad_rows writes the
+//           zeros, too. Memory-bound.
 // Numerics  bfloat16 by nearest, ties to even. Means summed in fp32 in ascending order.
 #include "cuda/kernels/convert_rows.h"
 

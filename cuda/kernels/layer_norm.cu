@@ -3,8 +3,10 @@
 // Source    Ba et al. 2016 (arXiv:1607.06450), eq. 4, with the biased variance.
 // Shapes    x, y [rows, columns], any row stride, float or bfloat16; weight, bias [columns] float.
 //           y may be x.
-// Launch    grid rows, up to 256 threads: one CTA per row. Shared memory 128 B, for the sums of
-// warps. Traffic   rows * columns of x and of y; the further reads of x hit cache. Memory-bound.
+//           No residual is added here: the models with LayerNorms (Whisper, the vision encoder)
+//           add a sublayer's result in its last product, which is Linear's `add` (linear.cu).
+// Launch    grid rows, up to 256 threads: one CTA per row. Shared memory 128 B, for warps' sums.
+// Traffic   rows * columns of x and of y; the further reads of x hit cache. Memory-bound.
 // Numerics  fp32, in two passes: the variance is the mean of (x - mean)^2, since E[x^2] - mean^2
 //           cancels where the mean is large. Bits depend on the row alone.
 #include "cuda/kernels/layer_norm.h"

@@ -4,15 +4,17 @@
 //           Tiles through shared memory by cp.async and ldmatrix into mma.sync, as in the CUDA
 //           programming guide's and PTX ISA's descriptions of them.
 // Shapes    x [rows, in], y [rows, out], any row stride, float or bfloat16; W [out, in] row-major,
-//           padded with zeros to multiples of 64 and 32; b [out] float.
-// Launch    bfloat16: a CTA of 128 threads makes 64 x 64 outputs (each warp 32 x 32), or 16 x 64
+//           padded with zeros to multiples of 64 and 32; b [out] float. finish_linear: sums
+//           [rows, out] float or bfloat16 instead of x and W, any row stride.
+// Launch    linear_bf16: a CTA of 128 threads makes 64 x 64 outputs (each warp 32 x 32), or 16 x 64
 //           (each warp 16 x 16) when there are at most 16 rows. Three stages of 32 inputs in shared
-//           memory: 30 KiB, or 18.75 KiB. float32: 256 threads make 64 x 64 outputs, 4 x 4 each, or
-//           16 x 64; a stage of 16 inputs, 8.5 KiB or 5.3 KiB. Grid (out / 64, rows / tile,
-//           groups).
+//           memory: 30720 B, or 19200 B. linear_float32: 256 threads make 64 x 64 outputs, 4 x 4
+//           each, or 16 x 64; a stage of 16 inputs, 8704 B or 5632 B. Grid (out / 64, rows / tile,
+//           groups). finish_linear: grid (rows, out / 1024), 128 threads, no shared memory: each
+//           takes every 128th output of 1024.
 // Traffic   W once for each tile of rows (so once for a decode batch), x once for each 64 outputs
-// (in
-//           L2), y once. Up to some 100 rows bound by W's bytes.
+//           (in L2), y once. Up to some 100 rows bound by W's bytes. finish_linear: sums and b
+//           once, y once (twice when added to). Memory-bound.
 // Numerics  fp32 accumulators, one chain over the inputs in ascending order for each output: steps
 //           of 16 by mma.m16n8k16 (x rounded to bfloat16), single ones in float32. Both heights of
 //           tile run the same chain, so a row's bits depend on that row and W alone.

@@ -4,9 +4,10 @@
 // Source    openai/whisper, audio.py, log_mel_spectrogram; librosa.filters.mel for the bands.
 // Shapes    spectra float [rows, 2 * bins], real parts then imaginary ones; y [rows, mels] float or
 //           bfloat16, any row stride; energies float [rows].
-// Launch    a CTA of 128 threads a row, a thread a band: a band has few bins and neighbours share
-//           them, so a row stays in L1. The greatest of all rows: one CTA of 256 threads. A row's
-//           greatest and theirs: 16 B and 32 B of shared memory, for the warps'.
+// Launch    log_mel and row_energies: a CTA of 128 threads a row, a thread a band: a band has few
+//           bins and neighbours share them, so a row stays in L1. greatest_energy, of all rows: one
+//           CTA of 256 threads. A row's greatest and theirs: 16 B and 32 B of shared memory, for
+//           the warps'.
 // Traffic   spectra once, y once; the bands' tables stay in cache. Memory-bound, and a tenth of
 //           what the product before it moves.
 // Numerics  fp32, a band's bins in ascending order. The greatest does not depend on order. -10 is

@@ -5,8 +5,9 @@
 //           image_to_patches_and_tokens. The weights are made by runtime/media/resize.cc.
 // Shapes    pixels uint8 [rows, width, 3]; z float [rows, to_width, 3]; y float [to_height,
 //           to_width, 3]; patches [patches, size * size * 3] float or bfloat16, any row stride.
-// Launch    grid (rows, row values / 1024), 128 threads: each takes every 128th value of 1024, so
-//           that neighbours read neighbours. A crop: a CTA of 128 threads a patch.
+// Launch    resize_columns, resize_rows: grid (rows, row values / 1024), 128 threads: each takes
+//           every 128th value of 1024, so that neighbours read neighbours. cut_crop: a CTA of 128
+//           threads a patch.
 // Traffic   pixels once, z written and read once, y written once and read once more by each strip
 //           that a row of it began before; a crop's pixels read and its patches written once.
 //           Memory-bound.

@@ -3,9 +3,8 @@
 // Source    Zhang & Sennrich 2019 (arXiv:1910.07467), eq. 4; eps inside the root, as in Llama.
 // Shapes    x, y [rows, columns], any row stride, float or bfloat16; weight [columns] float. y may
 //           be x.
-// Launch    grid rows, up to 256 threads: one CTA per row. Shared memory 128 B, for the sums of
-// warps. Traffic   rows * columns of x and of y (y twice when added to); the second read of x hits
-// cache.
+// Launch    grid rows, up to 256 threads: one CTA per row. Shared memory 128 B, for warps' sums.
+// Traffic   rows * columns of x and of y (y twice when added to); the second read of x hits cache.
 //           Memory-bound.
 // Numerics  sums in fp32, a true root and division. The quotient is rounded to x's type before the
 //           weight, as in Hugging Face's LlamaRMSNorm.forward. Bits depend on the row alone.

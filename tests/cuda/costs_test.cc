@@ -1,4 +1,5 @@
 // What the compiler made of each kernel, from what ptxas said: cuda/COSTS.md must say the same.
+// Nothing is run here; elsewhere the kernels are executed by emulation.
 #include <cuda_occupancy.h>
 #include <cuda_runtime_api.h>
 #include <cxxabi.h>

@@ -1,5 +1,5 @@
 // The host side of the CUDA backend on the emulated device: opening, memory, order, uploads,
-// errors. What its ops compute is the op suite's (tests/runtime/backend).
+// errors. What its ops compute is the op suite's (tests/runtime/backend). Executed by emulation.
 #include "cuda/cuda_backend.h"
 
 #include <cmath>

@@ -1,5 +1,6 @@
 // Passes recorded as CUDA graphs and replayed, on the emulated device: the same bits as plain
 // launches, whatever the batch; and what differs from the recording is noticed and run plainly.
+// Executed by emulation.
 #include "cuda/recorded_passes.h"
 
 #include <algorithm>

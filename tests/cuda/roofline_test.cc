@@ -1,6 +1,7 @@
 // Predicted step times of published models on published GPUs: what the kernels have to move and to
 // do (kernel_costs.h) over the GPU's bandwidth and arithmetic. The section of cuda/COSTS.md that
-// lists them is checked here. Predictions, never measurements.
+// lists them is checked here. Predictions, never measurements: the kernels are executed by
+// emulation alone, and never timed.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>

@@ -1,4 +1,5 @@
-// The emulated device itself: what it computes, and that it notices what the hardware would not.
+// The emulated device itself, its kernels executed by emulation: what it computes, and that it
+// notices what the hardware would not.
 #include "tests/cuda_emu/emulator.h"
 
 #include <cmath>

@@ -1,3 +1,4 @@
+// Models on the emulated device: all of the CUDA path, executed by emulation.
 #include "cuda/cuda_backend.h"
 #include "tests/cuda_emu/emulator.h"
 #include "tests/runtime/models/model_runner.h"
