@@ -115,15 +115,27 @@ void GenerateJob::Attach(const JobServices& services) {
   }
 }
 
+// What an earlier prompt may have computed for this one. The last token is computed in any case:
+// its logits are what the answer begins with.
+std::span<const ContentHash> GenerateJob::UsableChain() const {
+  const size_t usable = static_cast<size_t>(PromptTokens() - 1) / model_.self_kv.layout.block_size;
+  return std::span(chain_).first(std::min(usable, chain_.size()));
+}
+
+void GenerateJob::Foresee(JobSpec& spec) const {
+  const int32_t cached = services_.cache->MatchLength(CacheClass::kPrefix, UsableChain()) *
+                         model_.self_kv.layout.block_size;
+  spec.prefill_tokens -= cached;
+  if (!p_.image) return;
+  const bool behind_it = !feature_at_.empty() && cached > feature_at_.back().first;
+  if (behind_it || model_.feature_cache->Has(image_hash_)) spec.encode_units = 0;
+}
+
 void GenerateJob::Start() {
   clock_.Started();
-  // What an earlier prompt had in common with this one is there already. The last token is computed
-  // in any case: its logits are what the answer begins with.
   Answer& first = answers_.front();
   matched_.clear();
-  const size_t usable = static_cast<size_t>(PromptTokens() - 1) / first.table.block_size();
-  const int32_t hits = services_.cache->Match(
-      CacheClass::kPrefix, std::span(chain_).first(std::min(usable, chain_.size())), matched_);
+  const int32_t hits = services_.cache->Match(CacheClass::kPrefix, UsableChain(), matched_);
   first.table.Adopt(matched_);
   first.computed = hits * first.table.block_size();
   if (p_.image && !features_ &&
@@ -179,10 +191,12 @@ JobWork GenerateJob::Pending() const {
     if (WaitsForFeatures()) {
       // Another request is encoding the same picture: this one waits for it.
       if (model_.feature_cache->writer(features_->slot) != holder()) {
-        return {.context = first.computed};
+        return {.context = first.computed, .later_tokens = PromptTokens() - first.computed};
       }
-      return {WorkKind::kEncode, UnitsToResize() + p_.image->layout.crops - crops_done_,
-              first.computed};
+      return {.kind = WorkKind::kEncode,
+              .amount = UnitsToResize() + p_.image->layout.crops - crops_done_,
+              .context = first.computed,
+              .later_tokens = PromptTokens() - first.computed};
     }
     return {WorkKind::kPrefill, PromptTokens() - first.computed, first.computed};
   }

@@ -49,6 +49,7 @@ class GenerateJob : public Job {
   void Start() override;
   void Preempt() override;
   JobWork Pending() const override;
+  void Foresee(JobSpec& spec) const override;
   void RunEncode(int32_t units, TensorView state, Workspace& workspace) override;
   void AddPrefill(int32_t tokens, StepBatch& batch) override;
   void AddDecode(StepBatch& batch) override;
@@ -81,6 +82,7 @@ class GenerateJob : public Job {
   // them.
   bool WaitsForFeatures() const;
   void DropFeatures();
+  std::span<const ContentHash> UsableChain() const;
   int32_t UnitsToResize() const { return p_.picture ? p_.picture->units() - resized_ : 0; }
   // The answer, of those alive, that lacks cache for tokens it had before a preemption.
   const Answer* Behind() const;

@@ -237,6 +237,7 @@ void StepLoop::TakeSubmissions() {
       spec.decode_tokens = std::min(spec.decode_tokens, expected);
     }
     spec.expected_context = spec.prefill_tokens + spec.decode_tokens;
+    s.job->Foresee(spec);
     s.job->clock().Predicted(scheduler_->Predict(spec).end_us);
     absl::StatusOr<JobId> id = scheduler_->Add(spec, now, s.job->request_id());
     if (!id.ok()) {
@@ -435,7 +436,7 @@ void StepLoop::Publish(int32_t m) {
     const auto& entry = step.entries[i];
     const size_t end = i + 1 < step.entries.size() ? step.entries[i + 1].first_choice
                                                    : step.batch.choices().size();
-    entry.job->clock().Charged(scheduler_->cost(entry.id));
+    entry.job->clock().Charged(scheduler_->cost(entry.id, Now()));
     entry.job->OnForward(step.chosen.all().subspan(entry.first_choice, end - entry.first_choice),
                          copies_);
   }

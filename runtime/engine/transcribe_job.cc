@@ -25,8 +25,7 @@ TranscribeJob::TranscribeJob(LoadedModel& model, PreparedTranscribe prepared,
   spec_.max_context = c.text_positions;
   spec_.fixed_blocks = cross_blocks;
   spec_.cross_len = c.audio_positions;
-  const int64_t windows =
-      std::max<int64_t>(1, (p_.content_frames + c.window_frames() - 1) / c.window_frames());
+  const int64_t windows = std::max<int64_t>(1, WindowsFrom(0));
   spec_.encode_units = windows * model.UnitsPerWindow() + UnitsToListen();
   spec_.prefill_tokens = 4 * windows;  // start, language, task; what was said before comes on top
   spec_.decode_tokens = windows * c.text_positions / 8;
@@ -128,6 +127,7 @@ void TranscribeJob::BeginDetection() {
   computed_ = 0;
   num_rows_ = 1;
   wanted_ = &transcript_->detection_window();
+  heard_until_ = wanted_->begin + wanted_->size;
 }
 
 void TranscribeJob::BeginSearch() {
@@ -137,6 +137,7 @@ void TranscribeJob::BeginSearch() {
   prompt_ = transcript_->decoder().prompt();
   computed_ = 0;
   wanted_ = &transcript_->window();
+  heard_until_ = wanted_->begin + wanted_->size;
 }
 
 bool TranscribeJob::TakeWindow(const AudioWindow& window) {
@@ -175,7 +176,23 @@ void TranscribeJob::StopWriting() {
   std::erase_if(model_.windows_in_encoder, [this](const auto& w) { return w.second == this; });
 }
 
+int64_t TranscribeJob::WindowsFrom(int64_t frame) const {
+  const int64_t size = model_.whisper->config().window_frames();
+  return (std::max<int64_t>(p_.content_frames - frame, 0) + size - 1) / size;
+}
+
+// Which windows are in the cache is known only when they are come to.
+void TranscribeJob::Foresee(JobSpec&) const {}
+
 JobWork TranscribeJob::Pending() const {
+  JobWork work = Next();
+  if (ended_) return work;
+  work.later_units = static_cast<int32_t>(WindowsFrom(heard_until_)) * model_.UnitsPerWindow() +
+                     (work.kind == WorkKind::kEncode ? 0 : UnitsToListen());
+  return work;
+}
+
+JobWork TranscribeJob::Next() const {
   if (ended_) return {};
   const int32_t tables = static_cast<int32_t>(num_rows_);
   if (phase_ == Phase::kNew || phase_ == Phase::kAsking || wanted_) {

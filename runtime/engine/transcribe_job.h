@@ -53,6 +53,7 @@ class TranscribeJob : public Job {
   void Preempt() override;
   bool Poll() override;
   JobWork Pending() const override;
+  void Foresee(JobSpec& spec) const override;
   void RunEncode(int32_t units, TensorView state, Workspace& workspace) override;
   void AddPrefill(int32_t tokens, StepBatch& batch) override;
   void AddDecode(StepBatch& batch) override;
@@ -78,6 +79,8 @@ class TranscribeJob : public Job {
   void StopWriting();
   void FillMel(TensorView y) const;
   // Units of the recording to be listened to before the first stage of a window.
+  JobWork Next() const;
+  int64_t WindowsFrom(int64_t frame) const;
   int32_t UnitsToListen() const { return p_.recording ? p_.recording->units_left() : 0; }
   void FollowRows(std::vector<BlockCopy>& copies);
   void Release();
@@ -92,6 +95,7 @@ class TranscribeJob : public Job {
 
   // The window
   const AudioWindow* wanted_ = nullptr;  // to be taken yet; null: it is there
+  int64_t heard_until_ = 0;              // mel frame: the windows so far, this one among them
   std::optional<BlockTable> cross_;
   std::vector<int64_t> cross_slots_;
   std::vector<BlockId> matched_;                // scratch of TakeWindow

@@ -45,6 +45,9 @@ class EncoderCache {
   // A holder may hold a slot several times (one image twice in a prompt): each is to be released.
   [[nodiscard]] std::optional<Lease> Acquire(const ContentHash& content, HolderId holder);
 
+  // Whether a slot has this content, or is being given it.
+  bool Has(const ContentHash& content) const { return index_.Find(content).has_value(); }
+
   // The content is complete, and stays as it is while anybody holds the slot.
   // REQUIRES: the slot has a writer (whose call this is).
   void MarkReady(int32_t slot);

@@ -33,7 +33,7 @@ constexpr bool IsWork(WorkKind kind) {
 struct JobSpec {
   int32_t model = 0;
   int32_t tenant = 0;
-  int32_t priority = 0;          // within the tenant, higher first
+  int32_t priority = 0;          // within the tenant, higher first; of all, when blocks run out
   int64_t deadline_us = kNever;  // on the scheduler's clock
   int32_t rows = 1;              // most rows it decodes at once, at least 1
   int64_t max_context = 0;       // most tokens a row may come to
@@ -53,6 +53,9 @@ struct JobWork {
   int32_t amount = 0;
   int64_t context = 0;  // tokens a row has in its cache
   int32_t tables = 1;   // rows that have a cache of their own by now
+  // What it has to encode and to prefill after this, for the prediction of others.
+  int32_t later_units = 0;
+  int32_t later_tokens = 0;
   bool operator==(const JobWork&) const = default;
 };
 
@@ -67,7 +70,7 @@ struct PlanItem {
 // What a job has cost so far.
 struct JobCost {
   int64_t encode_ns = 0, prefill_ns = 0, decode_ns = 0;  // of the device, predicted at each step
-  int64_t block_ns = 0;                                  // sum over steps of blocks x duration
+  int64_t block_ns = 0;  // KV blocks set aside x time, on the scheduler's clock
   JobCost& operator+=(const JobCost& o) {
     encode_ns += o.encode_ns;
     prefill_ns += o.prefill_ns;

@@ -15,7 +15,10 @@ PreemptionOrder::PreemptionOrder(int32_t num_tenants, int32_t num_slots)
 
 bool PreemptionOrder::Before(int32_t a, int32_t b) const {
   const Entry &x = entries_[a], &y = entries_[b];
-  return std::tuple(!x.early, x.priority, -x.order) < std::tuple(!y.early, y.priority, -y.order);
+  const auto key = [](const Entry& e) {
+    return std::tuple(!e.early, e.starved, e.starved ? 0 : e.priority, -e.order);
+  };
+  return key(x) < key(y);
 }
 
 void PreemptionOrder::Insert(int32_t slot, const Entry& entry) {

@@ -1,6 +1,7 @@
 // Which admitted job gives its memory up next: of all, and of one tenant. Those that go early, then
-// the lowest priority, then the youngest. O(log n), storage is taken at construction. Engine thread
-// only.
+// the lowest priority, then the youngest; behind all who have not starved those who have, the
+// youngest first, so that no stream of others keeps them out for ever. O(log n), storage is taken at
+// construction. Engine thread only.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +17,8 @@ class PreemptionOrder {
 
   struct Entry {
     int32_t tenant = 0;
-    bool early = false;  // before its turn, which is by priority and age
+    bool early = false;    // before its turn, which is by priority and age
+    bool starved = false;  // it has waited so long that only its age counts
     int32_t priority = 0;
     int64_t order = 0;  // of arrival, unique
   };

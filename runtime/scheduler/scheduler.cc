@@ -66,14 +66,16 @@ int32_t Scheduler::BlocksAt(const JobSpec& spec, int64_t rows, int64_t context) 
   return spec.fixed_blocks + static_cast<int32_t>(rows * ((context + size - 1) / size));
 }
 
-int64_t Scheduler::FillNs(const JobSpec& spec) const {
-  const int64_t n = spec.prefill_tokens;
-  return PriceNs(models_[spec.model].prices,
-                 {.encode_units = spec.encode_units,
+// Encode units, and a prefill that begins at `context`, in passes of their own.
+int64_t Scheduler::FillNs(int32_t model, int64_t units, int64_t tokens, int64_t context,
+                          int64_t cross_len) const {
+  const int64_t n = tokens;
+  return PriceNs(models_[model].prices,
+                 {.encode_units = units,
                   .forwards = n > 0 ? (n - 1) / options_.max_batch_tokens + 1 : 0,
                   .prefill_tokens = n,
-                  .prefill_context = n * (n + 1) / 2,
-                  .cross_positions = n * spec.cross_len});
+                  .prefill_context = n * context + n * (n + 1) / 2,
+                  .cross_positions = n * cross_len});
 }
 
 // What a step's decodes take now.
@@ -96,8 +98,9 @@ Scheduler::Prediction Scheduler::Predict(const JobSpec& spec) const {
     share = std::max(target - decode, target / kLeastShare);
     step = decode + share;
   }
+  const int64_t own = FillNs(spec.model, spec.encode_units, spec.prefill_tokens, 0, spec.cross_len);
   const double stretch = static_cast<double>(step) / static_cast<double>(share);
-  const double fill_ns = static_cast<double>(backlog_ns_ + FillNs(spec)) * stretch;
+  const double fill_ns = static_cast<double>(backlog_ns_ + own) * stretch;
   const int64_t own_row = PriceNs(models_[spec.model].prices,
                                   {.forwards = decode > 0 ? 0 : 1,
                                    .decode_rows = 1,
@@ -121,13 +124,13 @@ const Scheduler::Job& Scheduler::Of(JobId id) const {
   return jobs_[slot];
 }
 
-JobCost Scheduler::cost(JobId id) const {
+JobCost Scheduler::cost(JobId id, int64_t now_us) const {
   const Job& job = Of(id);
   JobCost cost = job.cost;
   if (job.running_idx >= 0) {
     const Running& r = running_[job.running_idx];
     cost.decode_ns += DecodePs(r) / 1000;
-    cost.block_ns += r.reserved * (busy_us_ - job.billed_us) * 1000;
+    cost.block_ns += r.reserved * std::max<int64_t>(now_us - job.billed_us, 0) * 1000;
   }
   return cost;
 }
@@ -180,7 +183,7 @@ void Scheduler::CheckInvariants() const {
       features[0] += job.spec.feature_slots;
       if (job.running_idx < 0) features[1] += job.spec.feature_slots;
     }
-    CHECK_GE(job.fill_left_ns, 0);
+    CHECK(job.fill_left_ns >= 0 && job.fill_left_ns <= job.fill_ns);
     backlog += job.fill_left_ns;
     CHECK(job.running_idx >= 0 || line_.Contains(SlotOf(job.id)));
   }

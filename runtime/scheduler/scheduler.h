@@ -125,7 +125,7 @@ class Scheduler {
 
   void SetPrices(int32_t model, const Prices& prices);
   const Prices& prices(int32_t model) const { return models_[model].prices; }
-  JobCost cost(JobId id) const;  // REQUIRES: it was not removed
+  JobCost cost(JobId id, int64_t now_us) const;  // REQUIRES: it was not removed
 
   // The most jobs of a tenant that may be in line: its own limit, else FairPart of the line. A
   // tenant is known when it is configured or was ever seen.
@@ -153,11 +153,12 @@ class Scheduler {
     int64_t arrival_us = 0;
     int32_t reserve = 0;  // blocks to set aside at the next admission
     int32_t preemptions = 0;
-    int64_t fill_left_ns = 0;   // predicted encode and prefill work not yet done
+    int64_t fill_ns = 0;        // predicted encode and prefill work, when it came
+    int64_t fill_left_ns = 0;   // of it not yet done, nor found in a cache
     int32_t running_idx = -1;   // into running_, or -1: waits
     bool has_features = false;  // its feature slots are set aside: from admission until it goes
     int64_t served_us = 0;      // when it last was in a plan, or was admitted; not told of decodes
-    int64_t billed_us = 0;      // of busy_us_, up to which its blocks are in `cost`
+    int64_t billed_us = 0;      // until when its blocks are in `cost`
     JobCost cost;               // but for the decodes of the present run
   };
   // What planning reads of an admitted job.
@@ -171,9 +172,10 @@ class Scheduler {
     int32_t slot = 0;
     int32_t amount = 0;
     int32_t tables = 1;
-    int32_t reserved = 0;  // KV blocks
-    int32_t plan_at = -1;  // into the plan's items
-    int32_t fill_at = -1;  // into fills_
+    int32_t reserved = 0;                       // KV blocks
+    int32_t plan_at = -1;                       // into the plan's items
+    int32_t fill_at = -1;                       // into fills_
+    int32_t later_units = 0, later_tokens = 0;  // as told
     int16_t model = 0;
     int16_t tenant = 0;
     int16_t encoder_slot = -1;
@@ -185,13 +187,12 @@ class Scheduler {
   // For a place in a step; the smaller, the sooner. No two are equal.
   struct Candidate {
     int64_t counter = 0;  // its tenant's
-    int32_t negative_priority = 0;
     int64_t deadline_us = 0, order = 0;
-    int32_t slot = 0;
+    int32_t priority = 0, slot = 0;
 
     bool operator<(const Candidate& x) const {
       if (counter != x.counter) return counter < x.counter;
-      if (negative_priority != x.negative_priority) return negative_priority < x.negative_priority;
+      if (priority != x.priority) return priority > x.priority;
       if (deadline_us != x.deadline_us) return deadline_us < x.deadline_us;
       return order < x.order;
     }
@@ -201,7 +202,9 @@ class Scheduler {
   const Job& Of(JobId id) const;
   Job& Of(JobId id) { return const_cast<Job&>(std::as_const(*this).Of(id)); }
   int32_t BlocksAt(const JobSpec& spec, int64_t rows, int64_t context) const;
-  int64_t FillNs(const JobSpec& spec) const;
+  int64_t FillNs(int32_t model, int64_t units, int64_t tokens, int64_t context,
+                 int64_t cross_len) const;
+  void SetFillLeft(Job& job, int64_t ns);
   bool CanStart(const Job& job) const;
   int32_t HolderOfFeaturesFor(const Job& job) const;
   void Start(int32_t slot, int64_t now_us);
@@ -277,7 +280,7 @@ class Scheduler {
   int64_t fill_ns_ = 0;           // of its encodes and prefills, without the passes' fixed cost
   std::vector<int64_t> charges_;  // by tenant, scratch of Commit
   int64_t plan_us_ = 0;           // when it was made
-  int64_t busy_us_ = 0;           // all steps' duration
+  int64_t clock_us_ = 0;          // the latest time that it was told
 
   int64_t next_id_ = 1;
   int64_t next_order_ = 0;

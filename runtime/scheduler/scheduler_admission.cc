@@ -44,14 +44,18 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us,
         NeverFits(absl::StrCat("the request needs ", spec.feature_slots,
                                " image slots; the model has ", models_[spec.model].feature_slots)));
   }
-  if (line_.size() >= options_.max_waiting || free_slots_.empty()) {
-    return refuse(absl::ResourceExhaustedError(
-        absl::StrCat(line_.size(), " requests wait; the limit is ", options_.max_waiting)));
+  // Those for whom rows are free need no place in line: they go with the next Admit.
+  const int32_t free_rows = most_rows - rows_reserved_;
+  const int32_t free_places =
+      std::min(free_rows, tenant.max_running - tenant_running_[spec.tenant]);
+  if (line_.size() >= options_.max_waiting + free_rows || free_slots_.empty()) {
+    return refuse(absl::ResourceExhaustedError(absl::StrCat(
+        line_.size(), " requests wait; the limit is ", options_.max_waiting + free_rows)));
   }
-  if (line_.size_of(spec.tenant) >= MostWaiting(spec.tenant)) {
+  if (line_.size_of(spec.tenant) >= MostWaiting(spec.tenant) + free_places) {
     return refuse(absl::ResourceExhaustedError(
         absl::StrCat(line_.size_of(spec.tenant), " requests of this tenant wait; its limit is ",
-                     MostWaiting(spec.tenant))));
+                     MostWaiting(spec.tenant) + free_places)));
   }
   if (spec.deadline_us != kNever) {
     const Prediction p = Predict(spec);
@@ -72,8 +76,8 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us,
          .order = next_order_++,
          .arrival_us = now_us,
          .reserve = expects_less ? BlocksAt(spec, spec.rows, spec.expected_context) : worst,
-         .fill_left_ns = FillNs(spec)};
-  backlog_ns_ += job.fill_left_ns;
+         .fill_ns = FillNs(spec.model, spec.encode_units, spec.prefill_tokens, 0, spec.cross_len)};
+  SetFillLeft(job, job.fill_ns);
   line_.Enter(spec.tenant);
   line_.Push(slot, {.tenant = spec.tenant,
                     .priority = spec.priority,
@@ -95,7 +99,7 @@ void Scheduler::Remove(JobId id) {
   }
   if (job.has_features) feature_slots_used_[job.spec.model] -= job.spec.feature_slots;
   line_.Leave(job.spec.tenant);
-  backlog_ns_ -= job.fill_left_ns;
+  SetFillLeft(job, 0);
   job.id = 0;
   free_slots_.push_back(slot);
   if (listener_) listener_->OnRemove(id);
@@ -120,8 +124,14 @@ void Scheduler::Stop(Job& job) {
 
 // Blocks by time, up to now: before their number changes.
 void Scheduler::Bill(Job& job, int32_t blocks) {
-  job.cost.block_ns += blocks * (busy_us_ - job.billed_us) * 1000;
-  job.billed_us = busy_us_;
+  job.cost.block_ns += blocks * (clock_us_ - job.billed_us) * 1000;
+  job.billed_us = clock_us_;
+}
+
+// What is ahead of those who come next changes with it.
+void Scheduler::SetFillLeft(Job& job, int64_t ns) {
+  backlog_ns_ += ns - job.fill_left_ns;
+  job.fill_left_ns = ns;
 }
 
 bool Scheduler::IsBehind(const Job& x, const Job& y) {
@@ -160,7 +170,7 @@ void Scheduler::Start(int32_t slot, int64_t now_us) {
   line_.Erase(slot);
   job.running_idx = running();
   job.served_us = now_us;
-  job.billed_us = busy_us_;
+  job.billed_us = clock_us_;
   running_.push_back({.id = job.id,
                       .cross_len = job.spec.cross_len,
                       .slot = slot,
@@ -168,8 +178,10 @@ void Scheduler::Start(int32_t slot, int64_t now_us) {
                       .tenant = static_cast<int16_t>(job.spec.tenant)});
   SetReserved(running_.back(), job.reserve);
   if (options_.optimistic && job.reserve > 0) {
-    preemption_order_.Insert(
-        slot, {.tenant = job.spec.tenant, .priority = job.spec.priority, .order = job.order});
+    preemption_order_.Insert(slot, {.tenant = job.spec.tenant,
+                                    .starved = now_us - job.arrival_us >= options_.starvation_us,
+                                    .priority = job.spec.priority,
+                                    .order = job.order});
   }
   tenant_blocks_[job.spec.tenant] += job.reserve;
   ++tenant_running_[job.spec.tenant];
@@ -184,6 +196,7 @@ void Scheduler::Start(int32_t slot, int64_t now_us) {
 
 const std::vector<JobId>& Scheduler::Admit(int64_t now_us) {
   admitted_.clear();
+  clock_us_ = std::max(clock_us_, now_us);
   for (int32_t t = 0; t < line_.num_tenants(); ++t) {
     blocked_[t] = tenant_running_[t] >= line_.options(t).max_running;
   }
@@ -211,7 +224,9 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
   Job& job = Of(id);
   CHECK_GE(job.running_idx, 0);
   Running& r = running_[job.running_idx];
-  if (JobWork{r.kind, r.amount, ContextOf(r), r.tables} == work) return;
+  if (JobWork{r.kind, r.amount, ContextOf(r), r.tables, r.later_units, r.later_tokens} == work) {
+    return;
+  }
   CHECK(!IsWork(work.kind) || work.amount > 0) << work.amount;
   CHECK(work.kind != WorkKind::kDecode || work.amount <= job.spec.rows) << work.amount;
   CHECK_LE(work.context, job.spec.max_context);
@@ -225,6 +240,14 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
   r.amount = work.amount;
   r.context = work.context;
   r.tables = work.tables;
+  r.later_units = work.later_units;
+  r.later_tokens = work.later_tokens;
+  // Not more than was said when it came, by which the others were measured.
+  const bool encodes = work.kind == WorkKind::kEncode, prefills = work.kind == WorkKind::kPrefill;
+  SetFillLeft(job,
+              std::min(job.fill_ns, FillNs(r.model, work.later_units + (encodes ? work.amount : 0),
+                                           work.later_tokens + (prefills ? work.amount : 0),
+                                           work.context, r.cross_len)));
   SetReserved(r, r.reserved);
   if (r.kind == WorkKind::kDecode) Join(r);
   if (listener_) listener_->OnWork(id, work);

@@ -175,9 +175,9 @@ Scheduler::Candidate Scheduler::CandidateOf(const Job& job, int64_t now_us) cons
   const bool first_come = options_.target_step_us == 0;
   if (first_come || starves) return {.counter = -1, .order = job.order};
   return {.counter = line_.counter(job.spec.tenant),
-          .negative_priority = -job.spec.priority,
           .deadline_us = job.spec.deadline_us,
-          .order = job.order};
+          .order = job.order,
+          .priority = job.spec.priority};
 }
 
 // The first `most` of the candidates after `after`, the very first at the back. A step takes few of
@@ -284,6 +284,7 @@ const StepPlan& Scheduler::Schedule(int64_t now_us, absl::FunctionRef<void(JobId
   DropFills();  // of a plan that was not carried out
   fill_ns_ = 0;
   plan_us_ = now_us;
+  clock_us_ = std::max(clock_us_, now_us);
   PlanDecodes(preempt);
   PlanFill(now_us, preempt);
   SumUp();
@@ -321,7 +322,7 @@ void Scheduler::Commit(int64_t elapsed_us) {
     decode_work_[i % num_models].decode_context += work.decode_rows;
   }
   ledger_.Step(row_prices_);
-  busy_us_ += elapsed_us;
+  clock_us_ = std::max(clock_us_, plan_us_ + elapsed_us);
   for (int32_t t = 0; t < line_.num_tenants(); ++t) {
     if (charges_[t]) line_.Charge(t, charges_[t]);
   }
@@ -344,9 +345,7 @@ void Scheduler::CommitFill(const PlanItem& item) {
     r.context += item.amount;
   }
   job.served_us = plan_us_;
-  const int64_t done = std::min(cost, job.fill_left_ns);
-  job.fill_left_ns -= done;
-  backlog_ns_ -= done;
+  SetFillLeft(job, std::max<int64_t>(job.fill_left_ns - cost, 0));
   charges_[r.tenant] += cost;
   if (r.amount == 0) {  // what comes next, SetWork tells
     r.plan_at = -1;

@@ -1,10 +1,11 @@
 // A scheduler's life as lines of JSON: a header with its options, then every call that changed it,
 // in order, and every plan. replay.h runs the same scheduler over it again.
 //
-//   {"e":"trace","version":2,"num_blocks":4096,"options":{...}}
+//   {"e":"trace","version":4,"num_blocks":4096,"options":{...}}
 //   {"e":"add","job":16777216,"t":1200,"request":"gen-7","spec":{"model":0,"tenant":0,...}}
 //   {"e":"admit","job":16777216,"t":1200}
-//   {"e":"work","job":16777216,"kind":"prefill","amount":300,"context":0,"tables":1}
+//   {"e":"work","job":16777216,"kind":"prefill","amount":300,"context":0,"tables":1,
+//    "later_units":0,"later_tokens":0}
 //   {"e":"plan","t":1210,"predicted_ns":912000,"decode_ns":0,"items":[[16777216,"prefill",300]]}
 //   {"e":"commit","elapsed_us":940}
 // and refuse {t, request, spec}, remove {job}, preempt {job}, prices {model, prices}. `t` is in
@@ -27,7 +28,7 @@
 
 namespace sensorium {
 
-// "none", "encode", "prefill", "decode".
+// "none", "encode", "prefill", "decode", "parked".
 std::string_view WorkKindName(WorkKind kind);
 
 struct TraceHeader {

@@ -15,7 +15,7 @@
 
 namespace sensorium {
 
-inline constexpr int64_t kTraceVersion = 3;
+inline constexpr int64_t kTraceVersion = 4;
 
 // By kind.
 inline constexpr std::array<std::string_view, 9> kEventNames = {
@@ -75,6 +75,8 @@ void ForEachWorkField(T& w, F&& f) {
   f("amount", w.amount, 0, kMaxInt32);
   f("context", w.context, 0, kMaxTokens);
   f("tables", w.tables, 0, kMaxSeqs);
+  f("later_units", w.later_units, 0, kMaxInt32);
+  f("later_tokens", w.later_tokens, 0, kMaxInt32);
 }
 template <typename T, typename F>
 void ForEachPlanField(T& p, F&& f) {

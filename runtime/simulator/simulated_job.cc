@@ -243,15 +243,26 @@ const SimulatedJob::Row* SimulatedJob::Behind() const {
 JobWork SimulatedJob::Pending() const {
   const int32_t tables = static_cast<int32_t>(rows_.size());
   const int64_t computed = rows_.front().computed;
-  if (WaitsForAnother()) return {.context = computed};
+  JobWork work{.context = computed,
+               .tables = tables,
+               .later_units = (phase_.rounds - round_ - 1) * phase_.encode_units,
+               .later_tokens = static_cast<int32_t>(Until() - computed)};
+  if (WaitsForAnother()) return work;
   if (WaitsForFeatures() || (cross_ && !has_window_)) {
-    return {WorkKind::kEncode, phase_.encode_units - encoded_, computed, tables};
+    work.kind = WorkKind::kEncode;
+    work.amount = phase_.encode_units - encoded_;
+    return work;
   }
+  work.later_tokens = 0;
   if (const Row* row = Behind()) {
-    return {WorkKind::kPrefill, static_cast<int32_t>(Until() - row->computed), row->computed,
-            tables};
+    work.kind = WorkKind::kPrefill;
+    work.amount = static_cast<int32_t>(Until() - row->computed);
+    work.context = row->computed;
+    return work;
   }
-  return {WorkKind::kDecode, tables, computed, tables};
+  work.kind = WorkKind::kDecode;
+  work.amount = tables;
+  return work;
 }
 
 Work SimulatedJob::Take(const PlanItem& item) {

@@ -178,7 +178,7 @@ class Simulation {
   // Out of the scheduler, with all that it holds.
   void EndJob(Request& r) {
     r.job->End();
-    device_ns_[r.arrival.tenant] += scheduler_.cost(r.id).total_ns();
+    device_ns_[r.arrival.tenant] += scheduler_.cost(r.id, now_us()).total_ns();
     if (r.counted) {
       recorder_.ForGroups(r.arrival, [&](GroupReport& g) { g.cache += r.job->cache_use(); });
     }
@@ -344,7 +344,7 @@ class Simulation {
   std::vector<int64_t> DeviceNs() const {
     std::vector<int64_t> ns = device_ns_;
     for (const auto& [job, slot] : by_job_) {
-      ns[requests_[slot].arrival.tenant] += scheduler_.cost(job).total_ns();
+      ns[requests_[slot].arrival.tenant] += scheduler_.cost(job, now_us()).total_ns();
     }
     return ns;
   }

@@ -346,6 +346,7 @@ TEST_F(ServiceTest, AFullServerSaysWhenToComeBack) {
   ASSERT_TRUE(refused.has_value());
   EXPECT_EQ(refused->error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(Reason(*refused), "RESOURCE_EXHAUSTED");
+  EXPECT_THAT(refused->error_message(), HasSubstr("1 requests run or wait; the limit is 1"));
   EXPECT_TRUE(Detail<google::rpc::RetryInfo>(refused->error_details()).has_value());
 }
 

@@ -191,6 +191,36 @@ TEST(EngineCacheTest, OneModelsPromptsAndMediaAreNotFoundByAnother) {
   EXPECT_GT(ask("b").usage.cached_tokens, 0);
 }
 
+// A question asked again has hardly anything before its first token, and is measured by that.
+TEST(EngineAdmissionTest, WhatTheCachesHaveIsNotPredictedAgain) {
+  EngineConfig config = SmallConfig();
+  config.trace_path = testing::TempDir() + "/foreseen.trace";
+  auto engine = MakeEngine(config);
+  const auto first = AnswerTo(*engine, Ask("Describe this image.", "wide.png"));
+  AnswerTo(*engine, Ask("Describe this image.", "wide.png"));
+  AnswerTo(*engine, Ask("Where?", "wide.png"));
+  AnswerTo(*engine, Ask("Where?", "small.png"));
+  engine.reset();
+  std::vector<JobSpec> specs;
+  auto reader = TraceReader::Open(config.trace_path);
+  ASSERT_TRUE(reader.ok()) << reader.status();
+  while (true) {
+    const auto event = (*reader)->Next();
+    ASSERT_TRUE(event.ok()) << event.status();
+    if (*event == nullptr) break;
+    if ((*event)->kind == TraceEvent::Kind::kAdd) specs.push_back((*event)->spec);
+  }
+  ASSERT_EQ(specs.size(), 4u);
+  const int32_t block = 16;
+  EXPECT_EQ(specs[0].prefill_tokens, first.usage.prompt_tokens);
+  EXPECT_GT(specs[0].encode_units, 0);
+  EXPECT_LE(specs[1].prefill_tokens, block);
+  EXPECT_EQ(specs[1].encode_units, 0);
+  EXPECT_LT(specs[2].prefill_tokens, specs[0].prefill_tokens / 2);
+  EXPECT_EQ(specs[2].encode_units, 0);
+  EXPECT_GT(specs[3].encode_units, 0);
+}
+
 // The trace's head has the prices that the scheduler began with.
 TEST(EngineCalibrationTest, PricesAreMeasuredAtTheStart) {
   const auto prices = [](bool calibrate) {

@@ -52,11 +52,18 @@ absl::StatusOr<JobId> FakeEngine::Submit(const FakeRequest& request) {
       spec.fixed_blocks +
       int64_t{spec.rows} * BlockTable::BlocksFor(spec.max_context, model.block_size);
   const int32_t most_waiting = MostWaiting(spec.tenant);
+  int32_t free_rows = std::min(options_.max_batch_seqs, options_.max_batch_tokens), of_tenant = 0;
+  for (const int32_t i : live_) {
+    if (!jobs_[i].admitted) continue;
+    free_rows -= jobs_[i].request.spec.rows;
+    of_tenant += jobs_[i].request.spec.tenant == spec.tenant;
+  }
   const bool room = worst <= std::min(blocks_.total(), tenant.max_blocks) &&
                     spec.rows <= std::min(options_.max_batch_seqs, options_.max_batch_tokens) &&
                     spec.feature_slots <= model.feature_slots &&
-                    scheduler_.waiting() < options_.max_waiting &&
-                    scheduler_.waiting(spec.tenant) < most_waiting;
+                    scheduler_.waiting() < options_.max_waiting + free_rows &&
+                    scheduler_.waiting(spec.tenant) <
+                        most_waiting + std::min(free_rows, tenant.max_running - of_tenant);
   const absl::StatusOr<JobId> id = scheduler_.Add(spec, now_us_);
   if (!id.ok()) {
     CHECK_EQ(room, absl::IsDeadlineExceeded(id.status())) << id.status();
@@ -69,6 +76,7 @@ absl::StatusOr<JobId> FakeEngine::Submit(const FakeRequest& request) {
   Job& job = jobs_[i];
   job.id = *id;
   job.request = request;
+  job.arrival_us = now_us_;
   job.admitted = job.parked = job.encoded = job.planned = false;
   job.work = {};
   job.encoder_slot = -1;
@@ -83,7 +91,7 @@ absl::StatusOr<JobId> FakeEngine::Submit(const FakeRequest& request) {
 void FakeEngine::End(Job& job) {
   for (BlockTable& table : job.tables) table.Clear();
   job.fixed.Clear();
-  const int64_t cost = scheduler_.cost(job.id).total_ns();
+  const int64_t cost = scheduler_.cost(job.id, now_us_).total_ns();
   tenant_ns_[job.request.spec.tenant] += cost;
   ended_cost_ns_ += cost;
   scheduler_.Remove(job.id);
@@ -123,7 +131,7 @@ void FakeEngine::SetPrices(int32_t model, const Prices& prices) {
 
 int64_t FakeEngine::cost_ns() const {
   int64_t total = ended_cost_ns_;
-  for (const int32_t i : live_) total += scheduler_.cost(jobs_[i].id).total_ns();
+  for (const int32_t i : live_) total += scheduler_.cost(jobs_[i].id, now_us_).total_ns();
   return total;
 }
 
@@ -148,7 +156,10 @@ void FakeEngine::Tell(Job& job) {
 // ---- The step -----------------------------------------------------------------------------------
 
 bool FakeEngine::IsBehind(const Job& a, const Job& b) {
-  return std::tuple(-a.request.spec.priority, a.id) > std::tuple(-b.request.spec.priority, b.id);
+  const auto key = [](const Job& job) {
+    return std::tuple(!job.starved, job.starved ? 0 : -job.request.spec.priority, job.id);
+  };
+  return key(a) > key(b);
 }
 
 void FakeEngine::OnPreempt(JobId id) {
@@ -184,6 +195,7 @@ bool FakeEngine::Step() {
     Job& job = Get(id);
     CHECK(!job.admitted);
     job.admitted = true;
+    job.starved = now_us_ - job.arrival_us >= options_.starvation_us;
     job.fixed.Grow(job.request.spec.fixed_blocks);
     StartRound(job);
     Tell(job);

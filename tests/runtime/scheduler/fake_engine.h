@@ -51,6 +51,8 @@ class FakeEngine {
     FakeRequest request;
     bool admitted = false;
     bool parked = false;
+    bool starved = false;  // it had waited so long when it was admitted
+    int64_t arrival_us = 0;
     bool encoded = false;  // this round: its features are kept if it is preempted
     JobWork work;
     int32_t encoder_slot = -1;

@@ -86,7 +86,8 @@ TEST(ReplayTest, WhatNoSchedulerCanHaveDoneIsAnErrorWithItsLine) {
   const int64_t lines = std::count(text.begin(), text.end(), '\n');
   const std::pair<const char*, const char*> kLines[] = {
       {"{\"e\":\"remove\",\"job\":4}", "job 4 is not there"},
-      {"{\"e\":\"work\",\"job\":4,\"kind\":\"decode\",\"amount\":1,\"context\":0,\"tables\":1}",
+      {"{\"e\":\"work\",\"job\":4,\"kind\":\"decode\",\"amount\":1,\"context\":0,\"tables\":1,"
+       "\"later_units\":0,\"later_tokens\":0}",
        "job 4 is not there"},
       {"{\"e\":\"prices\",\"model\":9,\"prices\":{\"encode_unit_ps\":1,\"forward_ps\":1,"
        "\"prefill_token_ps\":1,\"prefill_context_ps\":1,\"decode_row_ps\":1,"

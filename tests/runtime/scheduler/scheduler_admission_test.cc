@@ -105,24 +105,53 @@ TEST(SchedulerTest, RefusesWhatATenantMayNeverHaveWithBothNumbers) {
   house.Add({.tenant = 1, .max_context = 80});
 }
 
+// One row, which a job of `tenant` has: who comes now waits in line.
+struct FullHouse : House {
+  explicit FullHouse(SchedulerOptions options, int32_t tenant = 0)
+      : House((options.max_batch_seqs = 1, options)) {
+    holder = Admitted({.tenant = tenant});
+  }
+  JobId holder;
+};
+
+TEST(SchedulerTest, WhoWouldRunAtOnceNeedsNoPlaceInLine) {
+  House house({.max_batch_seqs = 3, .max_waiting = 0});
+  const JobId first = house.Add({});
+  house.Add({.rows = 2});
+  EXPECT_EQ(house.scheduler.Admit(0).size(), 2);
+  EXPECT_THAT(house.Refusal({}), HasSubstr("0 requests wait; the limit is 0"));
+  house.scheduler.Remove(first);
+  house.Add({});
+  EXPECT_THAT(house.Refusal({}), HasSubstr("1 requests wait; the limit is 1"));
+}
+
+TEST(SchedulerTest, ATenantThatMayNotRunMoreNeedsAPlaceInLine) {
+  House house({.tenants = {{.max_waiting = 2, .max_running = 3}}, .max_batch_seqs = 60});
+  for (int i = 0; i < 5; ++i) house.Add({});
+  EXPECT_THAT(house.Refusal({}), HasSubstr("5 requests of this tenant wait; its limit is 5"));
+  EXPECT_EQ(house.scheduler.Admit(0).size(), 3);
+  EXPECT_THAT(house.Refusal({}), HasSubstr("2 requests of this tenant wait; its limit is 2"));
+}
+
 TEST(SchedulerTest, RefusesWhenTheLineIsFullWithBothNumbers) {
-  House house({.tenants = {{}, {}}, .max_waiting = 2});
+  FullHouse house({.tenants = {{}, {}}, .max_waiting = 2});
   house.Add({});
   house.Add({.tenant = 1});
   EXPECT_THAT(house.Refusal({}), HasSubstr("2 requests wait; the limit is 2"));
+  house.scheduler.Remove(house.holder);
   house.scheduler.Admit(0);
   house.Add({});
 }
 
 TEST(SchedulerTest, RefusesWhenATenantsLineIsFullWithBothNumbers) {
-  House house({.tenants = {{.max_waiting = 1}, {}}});
+  FullHouse house({.tenants = {{.max_waiting = 1}, {}}});
   house.Add({});
   EXPECT_THAT(house.Refusal({}), HasSubstr("1 requests of this tenant wait; its limit is 1"));
   house.Add({.tenant = 1});
 }
 
 TEST(SchedulerTest, ATenantAloneLeavesOnePlaceInLineForAStranger) {
-  House house({.tenants = {{}, {}, {}}, .max_waiting = 6});
+  FullHouse house({.tenants = {{}, {}, {}}, .max_waiting = 6}, /*tenant=*/1);
   for (int i = 0; i < 5; ++i) house.Add({.tenant = 1});
   EXPECT_THAT(house.Refusal({.tenant = 1}),
               HasSubstr("5 requests of this tenant wait; its limit is 5"));
@@ -131,13 +160,13 @@ TEST(SchedulerTest, ATenantAloneLeavesOnePlaceInLineForAStranger) {
 }
 
 TEST(SchedulerTest, ALineOfOnePlaceIsEverybodys) {
-  House house({.tenants = {{}, {}}, .max_waiting = 1});
+  FullHouse house({.tenants = {{}, {}}, .max_waiting = 1});
   house.Add({});
   EXPECT_THAT(house.Refusal({}), HasSubstr("1 requests wait; the limit is 1"));
 }
 
 TEST(SchedulerTest, NoTenantHasMoreThanHalfTheLineOnceAnotherIsKnown) {
-  House house({.tenants = {{}, {}, {}}, .max_batch_seqs = 1, .max_waiting = 6});
+  FullHouse house({.tenants = {{}, {}, {}}, .max_waiting = 6});
   std::vector<JobId> flood;
   for (int i = 0; i < 5; ++i) flood.push_back(house.Add({}));
   house.Add({.tenant = 1});  // the place that was kept for it; it is known from now on
@@ -151,14 +180,14 @@ TEST(SchedulerTest, NoTenantHasMoreThanHalfTheLineOnceAnotherIsKnown) {
 }
 
 TEST(SchedulerTest, ATenantThatIsConfiguredIsKnownBeforeItComes) {
-  House house({.tenants = {{}, {.known = true}}, .max_waiting = 5});
+  FullHouse house({.tenants = {{}, {.known = true}}, .max_waiting = 5});
   for (int i = 0; i < 3; ++i) house.Add({});
   EXPECT_THAT(house.Refusal({}), HasSubstr("3 requests of this tenant wait; its limit is 3"));
   for (int i = 0; i < 2; ++i) house.Add({.tenant = 1});
 }
 
 TEST(SchedulerTest, ATenantsOwnLimitGoesBeforeTheHalf) {
-  House house({.tenants = {{.max_waiting = 5}, {.known = true}}, .max_waiting = 6});
+  FullHouse house({.tenants = {{.max_waiting = 5}, {.known = true}}, .max_waiting = 6});
   for (int i = 0; i < 5; ++i) house.Add({});
   EXPECT_THAT(house.Refusal({}), HasSubstr("5 requests of this tenant wait; its limit is 5"));
 }
@@ -200,6 +229,43 @@ TEST(SchedulerTest, WorkThatIsDoneOrGoneIsNoLongerAheadOfTheNext) {
   EXPECT_EQ(house.scheduler.Predict({}).first_token_us, 32'000);
   house.scheduler.Remove(first);
   EXPECT_EQ(house.scheduler.Predict({}).first_token_us, 0);
+}
+
+// Found by review: what was found in a cache stood in line until its job ended, and deadlines were
+// refused for it.
+TEST(SchedulerTest, WhatTheCacheSavedIsNotAheadOfTheNext) {
+  House house(Priced(10'000));
+  const JobSpec spec{.encode_units = 10, .prefill_tokens = 400};  // 40 ms and 21 ms
+  const JobId job = house.Add(spec);
+  EXPECT_EQ(house.scheduler.Predict({}).first_token_us, 61'000);
+  house.scheduler.Admit(0);
+  house.scheduler.SetWork(job, {.kind = WorkKind::kEncode, .amount = 2, .later_tokens = 400});
+  EXPECT_EQ(house.scheduler.Predict({}).first_token_us, 29'000);
+  house.scheduler.SetWork(job, {.kind = WorkKind::kPrefill, .amount = 100});
+  EXPECT_EQ(house.scheduler.Predict({}).first_token_us, 6'000);
+  house.scheduler.SetWork(job, {.later_units = 5});  // it goes on to another recording's window
+  EXPECT_EQ(house.scheduler.Predict({}).first_token_us, 20'000);
+  house.scheduler.SetWork(job, {.kind = WorkKind::kPrefill, .amount = 100'000});
+  EXPECT_EQ(house.scheduler.Predict({}).first_token_us, 61'000) << "no more than it said";
+  house.scheduler.SetWork(job, {});
+  EXPECT_EQ(house.scheduler.Predict({}).first_token_us, 0);
+}
+
+TEST(SchedulerTest, WhatAPreemptedJobHadIsAheadOfTheNextAgain) {
+  SchedulerOptions options = Priced(10'000, {.block_size = 10, .prices = kPrices});
+  options.optimistic = true;
+  House house(options, /*num_blocks=*/20);
+  const JobId first =
+      house.Admitted({.max_context = 200, .expected_context = 100, .prefill_tokens = 99},
+                     {.kind = WorkKind::kDecode, .amount = 1, .context = 100});
+  house.Admitted({.max_context = 200, .expected_context = 100, .prefill_tokens = 99},
+                 {.kind = WorkKind::kDecode, .amount = 1, .context = 60});
+  EXPECT_EQ(house.scheduler.Predict({}).first_token_us, 0);
+  house.Plan();
+  ASSERT_EQ(house.preempted.size(), 1);
+  ASSERT_NE(house.preempted[0], first);
+  // A decode takes 1.1 of 10 ms: what is left for the 60 tokens and their pass, 4 ms, is 8.9.
+  EXPECT_EQ(house.scheduler.Predict({}).first_token_us, 4'000 * 10'000 / 8'900);
 }
 
 }  // namespace

@@ -98,10 +98,20 @@ TEST(SchedulerTest, AJobsCostIsByPhaseAndByBlocksTimesTime) {
   house.Step();  // 2 ms
   house.scheduler.SetWork(id, {.kind = WorkKind::kDecode, .amount = 1, .context = 20});
   house.Step();  // 1.1 ms
-  EXPECT_EQ(house.scheduler.cost(id), (JobCost{.encode_ns = 8'000'000,
-                                               .prefill_ns = 2'000'000,
-                                               .decode_ns = 1'100'000,
-                                               .block_ns = 2 * 11'100'000}));
+  EXPECT_EQ(house.scheduler.cost(id, house.now_us), (JobCost{.encode_ns = 8'000'000,
+                                                             .prefill_ns = 2'000'000,
+                                                             .decode_ns = 1'100'000,
+                                                             .block_ns = 2 * 11'100'000}));
+}
+
+// Found by review: time in which nothing ran cost nothing.
+TEST(SchedulerTest, ParkedBlocksAreBilledByTheClock) {
+  House house(Priced(100'000));
+  const JobId id = house.Admitted({.max_context = 32}, {.kind = WorkKind::kParked});
+  house.now_us = 60'000'000;
+  EXPECT_TRUE(house.Plan().empty());
+  EXPECT_EQ(house.scheduler.cost(id, house.now_us), (JobCost{.block_ns = 2 * 60'000'000'000}));
+  EXPECT_EQ(house.scheduler.cost(id, 61'000'000), (JobCost{.block_ns = 2 * 61'000'000'000}));
 }
 
 TEST(SchedulerTest, RemovingAJobInAnyPhaseGivesEverythingBack) {

@@ -209,7 +209,37 @@ TEST(SchedulerTest, APlanThatLosesAPreemptedDecodeIsPricedWithoutIt) {
   EXPECT_EQ(house.predicted_ns, 1'200'000);
   EXPECT_EQ(house.decode_ns, 0);
   house.Commit();
-  EXPECT_EQ(house.scheduler.cost(prefill).prefill_ns, 1'200'000);
+  EXPECT_EQ(house.scheduler.cost(prefill, house.now_us).prefill_ns, 1'200'000);
+}
+
+TEST(SchedulerTest, WhoStarvedIsNotPreemptedForYoungerOnes) {
+  SchedulerOptions options = Optimistic(/*block_size=*/1);
+  options.starvation_us = 1'000'000;
+  House house(options, /*num_blocks=*/10);
+  const JobSpec humble{.max_context = 10, .expected_context = 5};
+  JobSpec urgent = humble;
+  urgent.priority = 9;
+  const JobId starved = house.Add(humble);
+  house.now_us = options.starvation_us;
+  EXPECT_THAT(house.scheduler.Admit(house.now_us), ElementsAre(starved));
+  house.scheduler.SetWork(starved, {.kind = WorkKind::kDecode, .amount = 1, .context = 5});
+  const JobId other =
+      house.Admitted(urgent, {.kind = WorkKind::kDecode, .amount = 1, .context = 5});
+  EXPECT_THAT(house.Step(), ElementsAre(Decode(starved)));  // its next token takes the last block
+  EXPECT_THAT(house.preempted, ElementsAre(other));
+  for (int i = 0; i < 3; ++i) {
+    house.scheduler.SetWork(starved, {.kind = WorkKind::kDecode, .amount = 1, .context = 6 + i});
+    EXPECT_THAT(house.Step(), ElementsAre(Decode(starved)));
+  }
+}
+
+TEST(SchedulerTest, TheLowestPriorityThereIsGoesLast) {
+  House house(Priced(10'000));
+  const JobId lowest = house.Admitted({.priority = std::numeric_limits<int32_t>::min()},
+                                      {.kind = WorkKind::kPrefill, .amount = 100});
+  const JobId highest = house.Admitted({.priority = std::numeric_limits<int32_t>::max()},
+                                       {.kind = WorkKind::kPrefill, .amount = 50});
+  EXPECT_THAT(house.Step(), ElementsAre(Prefill(highest, 50), Prefill(lowest, 100)));
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ TEST(SchedulerTest, DecodesGoFirstAndAlwaysAllOfThem) {
     EXPECT_EQ(house.decode_ns, 3'000'000);
     for (size_t i = decodes.size(); i < plan.size(); ++i) EXPECT_EQ(plan[i].job, fill);
   }
-  EXPECT_GT(house.scheduler.cost(fill).prefill_ns, 0);
+  EXPECT_GT(house.scheduler.cost(fill, house.now_us).prefill_ns, 0);
 }
 
 // The engine takes submissions while the device works on a plan.
@@ -42,8 +42,8 @@ TEST(SchedulerTest, AJobThatComesWhileAStepRunsWaitsForTheNext) {
   const JobId gone = house.Add({.prefill_tokens = 10});
   house.scheduler.Remove(gone);
   house.Commit();
-  EXPECT_EQ(house.scheduler.cost(late).prefill_ns, 0);
-  EXPECT_GT(house.scheduler.cost(prefill).prefill_ns, 0);
+  EXPECT_EQ(house.scheduler.cost(late, house.now_us).prefill_ns, 0);
+  EXPECT_GT(house.scheduler.cost(prefill, house.now_us).prefill_ns, 0);
   EXPECT_THAT(house.scheduler.Admit(house.now_us), ElementsAre(late));
   house.scheduler.SetWork(prefill, kDecodes);
   house.scheduler.SetWork(late, {.kind = WorkKind::kPrefill, .amount = 10});

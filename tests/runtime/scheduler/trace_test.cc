@@ -190,7 +190,7 @@ TEST(TraceTest, GarbageGivesAnErrorThatNamesFileAndLine) {
   file.Write("{\"e\":\"add\"}\n");
   EXPECT_THAT(ErrorOf(file), HasSubstr(":1: a trace begins with"));
   file.Write("{\"e\":\"trace\",\"version\":1}\n");
-  EXPECT_THAT(ErrorOf(file), HasSubstr(":1: the trace has version 1; this program reads 3"));
+  EXPECT_THAT(ErrorOf(file), HasSubstr(":1: the trace has version 1; this program reads 4"));
   EXPECT_THAT(std::string(TraceReader::Open("/nowhere/x").status().message()),
               HasSubstr("/nowhere/x"));
   EXPECT_THAT(std::string(TraceReader::Open("/tmp").status().message()), HasSubstr("is no file"));
