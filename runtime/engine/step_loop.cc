@@ -275,31 +275,38 @@ void StepLoop::EndCancelled() {
 bool StepLoop::Step() {
   const Planned planned = PlanAndQueue();
   if (planned != Planned::kQueued) return planned == Planned::kOnlyEnds;
-  // The device works. Of the jobs that the scheduler has admitted none may go before its Commit:
-  // who is ended here is reaped behind the step.
+  // The device works, and its tokens are copied back behind that. Meanwhile the next step is
+  // prepared: who comes is taken in, who finds room starts from what the caches have. Of the jobs
+  // that the scheduler has admitted none may go before its Commit: who is ended here is reaped
+  // behind the step.
   TakeSubmissions();
   EndCancelled();
+  AdmitWaiting();
   Finish();
   return true;
+}
+
+void StepLoop::AdmitWaiting() {
+  const NoAllocationScope scope;
+  for (const JobId id : scheduler_->Admit(Now())) {
+    Running& running = jobs_.at(id);
+    running.admitted = true;
+    running.job->Start();
+  }
 }
 
 StepLoop::Planned StepLoop::PlanAndQueue() {
   const NoAllocationScope scope;
   bool ended = false;
   for (auto& [id, running] : jobs_) ended |= running.job->Poll();
-  const int64_t now = Now();
-  for (const JobId id : scheduler_->Admit(now)) {
-    Running& running = jobs_.at(id);
-    running.admitted = true;
-    running.job->Start();
-  }
+  AdmitWaiting();  // those for whom the last step's ends have made room
   for (auto& [id, running] : jobs_) {
     if (!running.admitted) continue;
     running.job->Poll();  // it may have been admitted just now
     TellWork(id, running);
   }
   bool preempted = false;
-  const StepPlan& plan = scheduler_->Schedule(now, [&](JobId id) {
+  const StepPlan& plan = scheduler_->Schedule(Now(), [&](JobId id) {
     Running& running = jobs_.at(id);
     running.job->Preempt();
     running.admitted = false;

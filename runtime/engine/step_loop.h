@@ -113,6 +113,7 @@ class StepLoop {
   void EndCancelled();
   bool Step();  // false: nothing to do
   enum class Planned : uint8_t { kNothing, kOnlyEnds, kQueued };
+  void AdmitWaiting();
   Planned PlanAndQueue();
   void Finish();  // of what was queued
   void Encode(const PlanItem& item, Job& job);

@@ -51,6 +51,7 @@ class Replayer {
     // Lines of one decision follow each other: an Admit's are over when another kind of line, or
     // another time, comes; a Schedule's preemptions come before its plan.
     if (!admits_.empty() && (event.kind != Kind::kAdmit || event.now_us != admit_us_)) Admit();
+    RETURN_IF_ERROR(TellTime(event.line, event.now_us));
     if (!preempts_.empty() && event.kind != Kind::kPreempt && event.kind != Kind::kPlan) {
       return reader_.At(event.line, "a preemption is not followed by its plan");
     }
@@ -262,7 +263,6 @@ class Replayer {
       }
     }
     report_.admissions += static_cast<int64_t>(admits_.size());
-    planned_ = planned_ && admitted.empty();
     if (admitted != admits_) {
       Mismatch(admit_line_, absl::StrCat("admission at ", admit_us_, " us"), Show(admits_),
                Show(admitted));
@@ -309,6 +309,7 @@ class Replayer {
   absl::Status Schedule(const TraceEvent& event) {
     std::vector<JobId> preempted;
     const auto start = Clock::now();
+    plan_us_ = event.now_us;
     const StepPlan& plan = scheduler_.Schedule(event.now_us, [&](JobId id) {
       preempted.push_back(Recorded(id));
       if (const auto job = jobs_.find(preempted.back()); job != jobs_.end()) {
@@ -346,17 +347,24 @@ class Replayer {
     return absl::OkStatus();
   }
 
+  // Of the scheduler's clock; a job's blocks times it must be a number.
+  absl::Status TellTime(int64_t line, int64_t us) {
+    clock_us_ = std::max(clock_us_, us);
+    if (clock_us_ > kMaxBlockNs / 1000 / std::max<int64_t>(worst_blocks_, 1)) {
+      return reader_.At(line, "it takes longer than can be added up");
+    }
+    return absl::OkStatus();
+  }
+
   absl::Status Commit(const TraceEvent& event) {
     if (!planned_) {
-      return reader_.At(event.line,
-                        "a step ends without a plan, or after its jobs were admitted or removed");
+      return reader_.At(event.line, "a step ends without a plan, or after its jobs were removed");
     }
     total_ns_ += predicted_ns_;
-    elapsed_us_ += event.elapsed_us;
-    if (total_ns_ > kMaxTotalNs ||
-        elapsed_us_ > kMaxBlockNs / 1000 / std::max<int64_t>(worst_blocks_, 1)) {
+    if (total_ns_ > kMaxTotalNs) {
       return reader_.At(event.line, "the steps take longer than can be added up");
     }
+    RETURN_IF_ERROR(TellTime(event.line, plan_us_ + event.elapsed_us));
     const auto start = Clock::now();
     scheduler_.Commit(event.elapsed_us);
     host_ += Clock::now() - start;
@@ -387,7 +395,7 @@ class Replayer {
   int64_t predicted_ns_ = 0;
 
   int64_t longest_context_ = 0, longest_cross_ = 0, worst_blocks_ = 0;
-  int64_t backlog_ns_ = 0, total_ns_ = 0, elapsed_us_ = 0;
+  int64_t backlog_ns_ = 0, total_ns_ = 0, clock_us_ = 0, plan_us_ = 0;
   std::vector<double> step_errors_;
   Clock::duration host_{};
   ReplayReport report_;

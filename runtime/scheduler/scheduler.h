@@ -120,7 +120,8 @@ class Scheduler {
   // returns. The plan is valid until the next call.
   const StepPlan& Schedule(int64_t now_us, absl::FunctionRef<void(JobId)> preempt);
   // The plan has been carried out and took so long: charges it and counts its work as done.
-  // REQUIRES: nothing was added to or taken from the admitted jobs since Schedule.
+  // REQUIRES: since Schedule no admitted job was removed, nor told other work if it is in the plan.
+  // Others may have been added, and admitted.
   void Commit(int64_t elapsed_us);
 
   void SetPrices(int32_t model, const Prices& prices);

@@ -1,5 +1,6 @@
 // What the scheduler, the caches and admission promise, on the bundled models through the engine.
 #include <atomic>
+#include <functional>
 #include <random>
 
 #include "gmock/gmock.h"
@@ -191,6 +192,39 @@ TEST(EngineCacheTest, OneModelsPromptsAndMediaAreNotFoundByAnother) {
   EXPECT_GT(ask("b").usage.cached_tokens, 0);
 }
 
+void ForEachEvent(const std::string& trace, const std::function<void(const TraceEvent&)>& f) {
+  auto reader = TraceReader::Open(trace);
+  ASSERT_TRUE(reader.ok()) << reader.status();
+  while (true) {
+    const auto event = (*reader)->Next();
+    ASSERT_TRUE(event.ok()) << event.status();
+    if (*event == nullptr) return;
+    f(**event);
+  }
+}
+
+// The next step is prepared while the device works on this one and its tokens are copied back.
+TEST(EngineAdmissionTest, WhoComesWhileTheDeviceWorksIsAdmittedMeanwhile) {
+  EngineConfig config = SmallConfig();
+  config.trace_path = testing::TempDir() + "/meanwhile.trace";
+  auto engine = MakeEngine(config);
+  std::thread others([&] {
+    for (int i = 0; i < 10; ++i) AnswerTo(*engine, Ask("Describe this image.", "wide.png"));
+  });
+  for (int i = 0; i < 30; ++i) AnswerTo(*engine, Ask("Where?", "", 3));
+  others.join();
+  engine.reset();
+  int meanwhile = 0, between = 0;
+  bool works = false;
+  ForEachEvent(config.trace_path, [&](const TraceEvent& event) {
+    if (event.kind == TraceEvent::Kind::kPlan) works = true;
+    if (event.kind == TraceEvent::Kind::kCommit) works = false;
+    if (event.kind == TraceEvent::Kind::kAdmit) ++(works ? meanwhile : between);
+  });
+  EXPECT_EQ(meanwhile + between, 40);
+  EXPECT_GT(meanwhile, 0);
+}
+
 // A question asked again has hardly anything before its first token, and is measured by that.
 TEST(EngineAdmissionTest, WhatTheCachesHaveIsNotPredictedAgain) {
   EngineConfig config = SmallConfig();
@@ -202,14 +236,9 @@ TEST(EngineAdmissionTest, WhatTheCachesHaveIsNotPredictedAgain) {
   AnswerTo(*engine, Ask("Where?", "small.png"));
   engine.reset();
   std::vector<JobSpec> specs;
-  auto reader = TraceReader::Open(config.trace_path);
-  ASSERT_TRUE(reader.ok()) << reader.status();
-  while (true) {
-    const auto event = (*reader)->Next();
-    ASSERT_TRUE(event.ok()) << event.status();
-    if (*event == nullptr) break;
-    if ((*event)->kind == TraceEvent::Kind::kAdd) specs.push_back((*event)->spec);
-  }
+  ForEachEvent(config.trace_path, [&](const TraceEvent& event) {
+    if (event.kind == TraceEvent::Kind::kAdd) specs.push_back(event.spec);
+  });
   ASSERT_EQ(specs.size(), 4u);
   const int32_t block = 16;
   EXPECT_EQ(specs[0].prefill_tokens, first.usage.prompt_tokens);

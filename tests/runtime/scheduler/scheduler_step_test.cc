@@ -32,8 +32,8 @@ TEST(SchedulerTest, DecodesGoFirstAndAlwaysAllOfThem) {
   EXPECT_GT(house.scheduler.cost(fill, house.now_us).prefill_ns, 0);
 }
 
-// The engine takes submissions while the device works on a plan.
-TEST(SchedulerTest, AJobThatComesWhileAStepRunsWaitsForTheNext) {
+// The engine takes submissions and admits while the device works on a plan.
+TEST(SchedulerTest, WhoComesWhileAStepRunsIsAdmittedAtOnceAndInTheNext) {
   House house(Priced(10'000));
   const JobId decode = house.Admitted({}, kDecodes);
   const JobId prefill = house.Admitted({}, {.kind = WorkKind::kPrefill, .amount = 100});
@@ -41,12 +41,12 @@ TEST(SchedulerTest, AJobThatComesWhileAStepRunsWaitsForTheNext) {
   const JobId late = house.Add({.prefill_tokens = 10});
   const JobId gone = house.Add({.prefill_tokens = 10});
   house.scheduler.Remove(gone);
+  EXPECT_THAT(house.scheduler.Admit(house.now_us), ElementsAre(late));
+  house.scheduler.SetWork(late, {.kind = WorkKind::kPrefill, .amount = 10});
   house.Commit();
   EXPECT_EQ(house.scheduler.cost(late, house.now_us).prefill_ns, 0);
   EXPECT_GT(house.scheduler.cost(prefill, house.now_us).prefill_ns, 0);
-  EXPECT_THAT(house.scheduler.Admit(house.now_us), ElementsAre(late));
   house.scheduler.SetWork(prefill, kDecodes);
-  house.scheduler.SetWork(late, {.kind = WorkKind::kPrefill, .amount = 10});
   EXPECT_THAT(house.Step(),
               UnorderedElementsAre(Decode(decode), Decode(prefill), Prefill(late, 10)));
 }
