@@ -11,11 +11,6 @@
 
 #include <cstdint>
 
-#if !defined(__CUDACC__)
-#include <bit>
-#include <cstring>
-#endif
-
 namespace sensorium::cuda {
 
 #if defined(__CUDACC__)
@@ -68,7 +63,7 @@ __device__ __forceinline__ void mma_bf16_16816(float (&c)[4], const uint32_t (&a
 #else
 
 inline void cp_async_16(void* shared, const void* global, int source_bytes) {
-  cuda_emu::AsyncCopy(shared, global, 16, static_cast<size_t>(source_bytes));
+  cuda_emu::AsyncCopy(shared, global, static_cast<size_t>(source_bytes));
 }
 inline void cp_async_commit() { cuda_emu::AsyncCommit(); }
 template <int kLeft>
@@ -76,102 +71,14 @@ void cp_async_wait() {
   cuda_emu::AsyncWait(kLeft);
 }
 
-namespace emulated {
-
-constexpr uint32_t kWholeWarp = 0xffffffffu;
-
-struct Fragment {
-  uint32_t r[4];
-};
-
-// What lane brings to slot `lane` of a rendezvous.
-template <typename T>
-T FromSlot(const std::byte* in, int lane) {
-  T value;
-  std::memcpy(&value, in + lane * cuda_emu::kSlotBytes, sizeof(T));
-  return value;
-}
-template <typename T>
-void ToSlot(std::byte* out, int lane, const T& value) {
-  std::memcpy(out + lane * cuda_emu::kSlotBytes, &value, sizeof(T));
-}
-
-// Both forms of ldmatrix, done by the lane that comes last.
-template <bool kTranspose>
-void LoadMatrices(const std::byte* in, std::byte* out) {
-  const uint16_t* rows[32];
-  for (int i = 0; i < 32; ++i) {
-    rows[i] = FromSlot<const uint16_t*>(in, i);
-    if (reinterpret_cast<uintptr_t>(rows[i]) % 16 != 0) cuda_emu::Fail("ldmatrix: unaligned row");
-  }
-  for (int lane = 0; lane < 32; ++lane) {
-    Fragment f;
-    for (int i = 0; i < 4; ++i) {
-      const int g = lane / 4, t = lane % 4 * 2;
-      const uint16_t low = kTranspose ? rows[8 * i + t][g] : rows[8 * i + g][t];
-      const uint16_t high = kTranspose ? rows[8 * i + t + 1][g] : rows[8 * i + g][t + 1];
-      f.r[i] = low | uint32_t{high} << 16;
-    }
-    ToSlot(out, lane, f);
-  }
-}
-
-inline float LowBf16(uint32_t pair) { return std::bit_cast<float>(pair << 16); }
-inline float HighBf16(uint32_t pair) { return std::bit_cast<float>(pair & 0xffff0000u); }
-
-struct MmaOperands {
-  float c[4];
-  uint32_t a[4], b[2];
-};
-struct MmaResult {
-  float c[4];
-};
-
-// In ascending k onto c; the hardware's order within one instruction is its own, but it too is the
-// same for every row.
-inline void Mma16816(const std::byte* in, std::byte* out) {
-  float a[16][16], b[16][8], c[16][8];  // b [k, n]
-  for (int lane = 0; lane < 32; ++lane) {
-    const auto o = FromSlot<MmaOperands>(in, lane);
-    const int g = lane / 4, t = lane % 4 * 2;
-    for (int i = 0; i < 4; ++i) {
-      const int row = g + i % 2 * 8, column = t + i / 2 * 8;
-      a[row][column] = LowBf16(o.a[i]);
-      a[row][column + 1] = HighBf16(o.a[i]);
-    }
-    for (int i = 0; i < 2; ++i) {
-      b[t + i * 8][g] = LowBf16(o.b[i]);
-      b[t + i * 8 + 1][g] = HighBf16(o.b[i]);
-    }
-    c[g][t] = o.c[0], c[g][t + 1] = o.c[1], c[g + 8][t] = o.c[2], c[g + 8][t + 1] = o.c[3];
-  }
-  for (int m = 0; m < 16; ++m)
-    for (int k = 0; k < 16; ++k)
-      for (int n = 0; n < 8; ++n) c[m][n] += a[m][k] * b[k][n];
-  for (int lane = 0; lane < 32; ++lane) {
-    const int g = lane / 4, t = lane % 4 * 2;
-    ToSlot(out, lane, MmaResult{{c[g][t], c[g][t + 1], c[g + 8][t], c[g + 8][t + 1]}});
-  }
-}
-
-}  // namespace emulated
-
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row) {
-  const auto f = cuda_emu::WarpCombine<const void*, emulated::Fragment>(
-      emulated::kWholeWarp, "ldmatrix", row, emulated::LoadMatrices<false>);
-  std::memcpy(r, f.r, sizeof(r));
+  cuda_emu::LoadMatrices(r, row, /*transposed=*/false);
 }
 inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row) {
-  const auto f = cuda_emu::WarpCombine<const void*, emulated::Fragment>(
-      emulated::kWholeWarp, "ldmatrix.trans", row, emulated::LoadMatrices<true>);
-  std::memcpy(r, f.r, sizeof(r));
+  cuda_emu::LoadMatrices(r, row, /*transposed=*/true);
 }
-
 inline void mma_bf16_16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  const emulated::MmaOperands o = {{c[0], c[1], c[2], c[3]}, {a[0], a[1], a[2], a[3]}, {b0, b1}};
-  const auto result = cuda_emu::WarpCombine<emulated::MmaOperands, emulated::MmaResult>(
-      emulated::kWholeWarp, "mma", o, emulated::Mma16816);
-  std::memcpy(c, result.c, sizeof(c));
+  cuda_emu::MultiplyMatrices(c, a, b0, b1);
 }
 
 #endif

@@ -6,9 +6,8 @@
 //   - Barriers and warp operations are rendezvous: a thread that waits hands over to the next one.
 //     A rendezvous that cannot complete aborts with the reason instead of hanging.
 //   - The order of warps and of lanes within a warp is shuffled for each block, from SetSeed; in
-//   half
-//     of the blocks all threads take turns, in the others a warp runs ahead as far as barriers let
-//     it.
+//     half of the blocks all threads take turns, in the others a warp runs ahead as far as barriers
+//     let it.
 //   - Shared memory is NaN before each block; a copy by cp.async writes NaN where it will land when
 //     it is issued and its data when it is waited for.
 //   - Streams are queues that run when something waits for them (runtime.cc).
@@ -37,45 +36,33 @@ std::byte* SharedMemory();
 
 void BlockBarrier();
 
-// A rendezvous of the lanes in `mask`. Every lane leaves what it brings (at most kSlotBytes) in its
-// slot of EnterWarp, then calls MeetWarp, which returns when all have come; `combine`, if there is
-// one, has then made every lane's result from all slots, on the lane that came last. Both arrays
-// [32][kSlotBytes] stay as they are until the lane's next rendezvous is complete. `kind` names the
-// operation: lanes that meet in different ones abort.
-inline constexpr size_t kSlotBytes = 64;
-using Combine = void (*)(const std::byte* in, std::byte* out);
-struct WarpSlots {
-  std::byte* in;
-  const std::byte* out;
-};
-WarpSlots EnterWarp(uint32_t mask, const char* kind);
-void MeetWarp(uint32_t mask, const char* kind, Combine combine);
+// Rendezvous of the lanes in `mask`: each returns when all have come. `kind` names the operation:
+// lanes that meet in different ones abort.
+void SyncWarp(uint32_t mask);
 unsigned Lane();
 
-template <typename In, typename Out>
-Out WarpCombine(uint32_t mask, const char* kind, const In& in, Combine combine) {
-  static_assert(sizeof(In) <= kSlotBytes && sizeof(Out) <= kSlotBytes);
-  const WarpSlots slots = EnterWarp(mask, kind);
-  std::memcpy(slots.in + Lane() * kSlotBytes, &in, sizeof(In));
-  MeetWarp(mask, kind, combine);
-  Out out;
-  std::memcpy(&out, slots.out + Lane() * kSlotBytes, sizeof(Out));
-  return out;
-}
 // What lane `from` brought.
+uint64_t ExchangeBits(uint32_t mask, const char* kind, uint64_t bits, unsigned from);
 template <typename T>
 T WarpExchange(uint32_t mask, const char* kind, const T& value, unsigned from) {
-  static_assert(sizeof(T) <= kSlotBytes);
-  const WarpSlots slots = EnterWarp(mask, kind);
-  std::memcpy(slots.in + Lane() * kSlotBytes, &value, sizeof(T));
-  MeetWarp(mask, kind, nullptr);
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  bits = ExchangeBits(mask, kind, bits, from);
   T other;
-  std::memcpy(&other, slots.in + from % 32 * kSlotBytes, sizeof(T));
+  std::memcpy(&other, &bits, sizeof(T));
   return other;
 }
 
-// cp.async of the running thread: `source_bytes` of `bytes`, zeros behind them.
-void AsyncCopy(void* shared, const void* global, size_t bytes, size_t source_bytes);
+// Whole warps: every lane brings `in_bytes`, at most kSlotBytes; the lane that comes last makes all
+// results of them, slot by slot. Returns the running lane's, which stays as it is until the lane's
+// next rendezvous is complete.
+inline constexpr size_t kSlotBytes = 64;
+using Combine = void (*)(const std::byte* in, std::byte* out);  // both [32][kSlotBytes]
+const std::byte* CombineSlots(const char* kind, const void* in, size_t in_bytes, Combine combine);
+
+// cp.async of the running thread to 16 bytes: `source_bytes` of them, zeros behind.
+void AsyncCopy(void* shared, const void* global, size_t source_bytes);
 void AsyncCommit();
 void AsyncWait(int groups_left);  // until at most this many committed groups are pending
 

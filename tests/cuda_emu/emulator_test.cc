@@ -3,6 +3,7 @@
 #include "tests/cuda_emu/emulator.h"
 
 #include <cmath>
+#include <cstdlib>
 #include <functional>
 #include <numeric>
 #include <random>
@@ -15,6 +16,7 @@
 #include "cuda/primitives.cuh"
 #include "gtest/gtest.h"
 #include "tests/cuda_emu/emulated_device.h"
+#include "tests/sanitized.h"
 
 namespace sensorium::cuda {
 namespace {
@@ -143,15 +145,9 @@ TEST_P(EmulatorTest, LdmatrixAndMmaMultiplyMatrices) {
 
 INSTANTIATE_TEST_SUITE_P(Seeds, EmulatorTest, testing::Values(0, 1, 2, 3));
 
-// These two race on purpose.
-#if defined(__SANITIZE_THREAD__)
-constexpr bool kRacesAreFatal = true;
-#else
-constexpr bool kRacesAreFatal = false;
-#endif
-
+// These race on purpose.
 TEST(EmulatorOrderTest, SeedsShuffleTheOrderOfThreads) {
-  if (kRacesAreFatal) GTEST_SKIP() << "ThreadSanitizer would report what is tested";
+  if (kForRaces) GTEST_SKIP() << "ThreadSanitizer would report what is tested";
   std::set<std::vector<unsigned>> orders;
   for (uint64_t seed : {0, 1, 2, 3}) {
     cuda_emu::SetSeed(seed);
@@ -165,7 +161,7 @@ TEST(EmulatorOrderTest, SeedsShuffleTheOrderOfThreads) {
 
 // Without the barrier some thread reads what is not there yet, in every order.
 TEST(EmulatorOrderTest, AMissingBarrierIsSeen) {
-  if (kRacesAreFatal) GTEST_SKIP() << "ThreadSanitizer would report what is tested";
+  if (kForRaces) GTEST_SKIP() << "ThreadSanitizer would report what is tested";
   for (uint64_t seed : {0, 1, 2}) {
     cuda_emu::SetSeed(seed);
     bool nan = false;
@@ -181,7 +177,7 @@ TEST(EmulatorOrderTest, AMissingBarrierIsSeen) {
 
 // A warp that runs ahead overwrites what others still read: in turns alone nobody would see it.
 TEST(EmulatorOrderTest, AWarpMayRunAheadOfTheOthers) {
-  if (kRacesAreFatal) GTEST_SKIP() << "ThreadSanitizer would report what is tested";
+  if (kForRaces) GTEST_SKIP() << "ThreadSanitizer would report what is tested";
   int overtaken = 0;
   for (uint64_t seed = 1; seed <= 8; ++seed) {
     cuda_emu::SetSeed(seed);
@@ -202,6 +198,56 @@ TEST(EmulatorOrderTest, AWarpMayRunAheadOfTheOthers) {
   EXPECT_GE(overtaken, 2);
   EXPECT_LE(overtaken, 6);
 }
+
+#if defined(__SANITIZE_THREAD__)
+// The witnesses of what ThreadSanitizer is told: of several blocks some show each race, whether the
+// shared values came out right or not.
+TEST(EmulatorDeathTest, ARaceOfTwoThreadsIsReported) {
+  const auto end = [](unsigned threads, const std::function<void(float*)>& body) {
+    cuda_emu::SetSeed(1);
+    RunKernel(8, threads, 64 * sizeof(float), [&] { body(&shared_memory<float>()); });
+    std::exit(0);  // the sanitizer makes 66 of it
+  };
+  const auto reported = testing::ExitedWithCode(66);
+  // Two warps need a barrier between them; so do a copy's waiter and its readers.
+  EXPECT_EXIT(end(64,
+                  [](float* s) {
+                    s[threadIdx.x] = 1;
+                    __syncwarp();
+                    s[threadIdx.x] += s[63 - threadIdx.x] * 0;
+                  }),
+              reported, "data race.*emulator_test");
+  alignas(16) static const float kFrom[64] = {};
+  EXPECT_EXIT(end(64,
+                  [](float* s) {
+                    if (threadIdx.x % 4 == 0) cp_async_16(s + threadIdx.x, kFrom + threadIdx.x, 16);
+                    cp_async_commit();
+                    cp_async_wait<0>();
+                    __syncwarp();
+                    if (s[63 - threadIdx.x] == 1) std::exit(1);
+                  }),
+              reported, "data race");
+  // Two lanes need a rendezvous, in a block of many warps and of one.
+  for (const unsigned threads : {32u, 64u}) {
+    EXPECT_EXIT(end(threads,
+                    [](float* s) {
+                      s[threadIdx.x] = 1;
+                      if (s[threadIdx.x ^ 1] == 2) std::exit(1);
+                    }),
+                reported, "data race");
+  }
+  // Nothing to report.
+  EXPECT_EXIT(end(64,
+                  [](float* s) {
+                    s[threadIdx.x] = 1;
+                    __syncwarp();
+                    if (s[threadIdx.x ^ 1] == 2) std::exit(1);
+                    __syncthreads();
+                    s[63 - threadIdx.x] = 2;
+                  }),
+              testing::ExitedWithCode(0), "");
+}
+#endif
 
 TEST(EmulatorDeathTest, NamesWhatCanNeverComplete) {
   EXPECT_DEATH(RunKernel(1, 64, 0,

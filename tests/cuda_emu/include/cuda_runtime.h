@@ -10,6 +10,7 @@
 #include <functional>
 
 #include "tests/cuda_emu/emulator.h"
+#include "tests/cuda_emu/warp_operations.h"
 
 #define __global__
 #define __device__
@@ -39,24 +40,11 @@ T __shfl_up_sync(uint32_t mask, T value, unsigned delta) {
   return cuda_emu::WarpExchange(mask, "__shfl_up_sync", value, lane < delta ? lane : lane - delta);
 }
 inline int __any_sync(uint32_t mask, int predicate) {
-  const auto any = [](const std::byte* in, std::byte* out) {
-    int result = 0, brought;
-    for (unsigned lane = 0; lane < 32; ++lane) {
-      std::memcpy(&brought, in + lane * cuda_emu::kSlotBytes, sizeof(brought));
-      result |= brought;
-    }
-    for (unsigned lane = 0; lane < 32; ++lane) {
-      std::memcpy(out + lane * cuda_emu::kSlotBytes, &result, sizeof(result));
-    }
-  };
   // Whole warps only: what an absent lane left in its slot would count.
   if (mask != 0xffffffffu) cuda_emu::Fail("__any_sync of a part of a warp");
-  return cuda_emu::WarpCombine<int, int>(mask, "__any_sync", predicate != 0, any);
+  return cuda_emu::AnyLane(predicate != 0);
 }
-inline void __syncwarp(uint32_t mask = 0xffffffffu) {
-  cuda_emu::EnterWarp(mask, "__syncwarp");
-  cuda_emu::MeetWarp(mask, "__syncwarp", nullptr);
-}
+inline void __syncwarp(uint32_t mask = 0xffffffffu) { cuda_emu::SyncWarp(mask); }
 
 inline unsigned atomicAdd(unsigned* p, unsigned v) {
   return __atomic_fetch_add(p, v, __ATOMIC_RELAXED);

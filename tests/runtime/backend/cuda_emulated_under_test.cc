@@ -10,11 +10,8 @@ namespace sensorium {
 // (seed 0 would be the ascending one, which hides what an order can break). The suite reads results
 // where they are, so each op waits; small buffers make ops work in pieces.
 std::vector<BackendUnderTest> BackendsUnderTest() {
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  const std::vector<uint64_t> seeds = {1};  // ten times as slow, and they see what one order does
-#else
-  const std::vector<uint64_t> seeds = {1, 2, 3};
-#endif
+  std::vector<uint64_t> seeds = {1, 2, 3};
+  if (kSanitized) seeds = {1};  // they see what one order does
   std::vector<BackendUnderTest> backends;
   for (const uint64_t seed : seeds) {
     backends.push_back({absl::StrCat("cuda_emulated_seed", seed), [seed](DType dtype, int) {

@@ -19,16 +19,9 @@
 #include "runtime/backend/backend.h"
 #include "tests/reference/array.h"
 #include "tests/runtime/cpu/random_matrix.h"
+#include "tests/sanitized.h"
 
 namespace sensorium {
-
-// Under ThreadSanitizer a kernel takes a hundred times as long, and one call of each kind has all
-// its races: what asks for the same bits in a hundred ways asks in a few.
-#if defined(__SANITIZE_THREAD__)
-inline constexpr bool kForRaces = true;
-#else
-inline constexpr bool kForRaces = false;
-#endif
 
 // Bounds on |result - truth|, by the dtype of what is rounded.
 struct Tolerance {

@@ -15,17 +15,11 @@
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/engine/engine.h"
 #include "spdlog/spdlog.h"
+#include "tests/sanitized.h"
 
 namespace sensorium {
 
 inline const std::string kModels = SENSORIUM_MODELS;
-
-// Then everything takes ten times as long or more, and one round has to do.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
 
 inline std::string ReadFile(const std::string& path) {
   std::ifstream file(path, std::ios::binary);

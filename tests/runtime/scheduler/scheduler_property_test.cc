@@ -8,15 +8,12 @@
 
 #include "gtest/gtest.h"
 #include "tests/runtime/scheduler/fake_engine.h"
+#include "tests/sanitized.h"
 
 namespace sensorium {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr int64_t kSteps = 500'000;
-#else
-constexpr int64_t kSteps = 10'000'000;
-#endif
+constexpr int64_t kSteps = kSanitized ? 500'000 : 10'000'000;
 constexpr int64_t kStepsPerHouse = kSteps / 500;
 
 struct House {
