@@ -5,6 +5,7 @@
 #   bash tests/run.sh all [ctest arguments]    cpu, then the engine, op, media, loader and emulated
 #                                              CUDA tests again under asan and tsan; the default
 #                                              where CI=true
+#   bash tests/run.sh PRESET -L '^emulated$'   what runs on the emulated CUDA device, in one of them
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +14,7 @@ if [ $# -eq 0 ] && [ "${CI:-}" = true ]; then set -- all; fi
 case "${1:-}" in
   cpu|cuda|asan|tsan) presets=("$1"); shift ;;
   all) presets=(cpu asan tsan); shift ;;
-  --help|-h) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  --help|-h) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
 
 bash docker/install-deps.sh
