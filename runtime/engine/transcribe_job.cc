@@ -142,6 +142,10 @@ void TranscribeJob::BeginSearch() {
 
 bool TranscribeJob::TakeWindow(const AudioWindow& window) {
   if (window.begin == cross_begin_ && window.size == cross_size_) return true;
+  // A window's segments are sent at its end: room for them is asked for at its beginning, before
+  // anybody could be made to wait for what this request encodes.
+  parked_ = !queue_->HasRoom();
+  if (parked_) return false;
   const ContentHash& name = window.chain.back();
   for (const auto& [other, writer] : model_.windows_in_encoder) {
     if (other == name) return false;
@@ -154,7 +158,6 @@ bool TranscribeJob::TakeWindow(const AudioWindow& window) {
   matched_.clear();
   services_.cache->Match(CacheClass::kEncoder, window.chain, matched_);
   stages_left_ = matched_.size() == window.chain.size() ? 0 : model_.UnitsPerWindow();
-  encode_begun_ = false;
   if (stages_left_ == 0) {
     cross_->Adopt(matched_);
   } else {  // a part of a window is of no use
@@ -196,13 +199,10 @@ JobWork TranscribeJob::Next() const {
   if (ended_) return {};
   const int32_t tables = static_cast<int32_t>(num_rows_);
   if (phase_ == Phase::kNew || phase_ == Phase::kAsking || wanted_) {
-    return {.context = computed_, .tables = std::max(1, tables)};
+    const WorkKind kind = wanted_ && parked_ ? WorkKind::kParked : WorkKind::kNone;
+    return {.kind = kind, .context = computed_, .tables = std::max(1, tables)};
   }
   if (stages_left_ > 0) {
-    // A window's segments are sent at its end: room for them is asked for at its beginning.
-    if (!encode_begun_ && !queue_->HasRoom()) {
-      return {WorkKind::kParked, 0, computed_, tables};
-    }
     return {WorkKind::kEncode, UnitsToListen() + stages_left_, computed_, tables};
   }
   if (phase_ == Phase::kDecode) return {WorkKind::kDecode, tables, computed_, tables};
@@ -227,7 +227,6 @@ void TranscribeJob::FillMel(TensorView y) const {
 
 void TranscribeJob::RunEncode(int32_t units, TensorView state, Workspace& workspace) {
   const WhisperConfig& c = model_.whisper->config();
-  encode_begun_ = true;
   if (const int32_t listen = std::min(units, UnitsToListen()); listen > 0) {
     p_.recording->Listen(*model_.media, listen);
     units -= listen;

@@ -73,8 +73,8 @@ class TranscribeJob : public Job {
   void Post() { services_.publisher->Post(transcript_); }
   void BeginDetection();
   void BeginSearch();
-  // Makes `window` what the decoder reads: from the cache, or to be encoded. false: another request
-  // is encoding the same one, which is then waited for.
+  // Makes `window` what the decoder reads: from the cache, or to be encoded. false: it has to wait
+  // for its reader (parked_), or for another request that is encoding the same one.
   bool TakeWindow(const AudioWindow& window);
   void StopWriting();
   void FillMel(TensorView y) const;
@@ -96,12 +96,12 @@ class TranscribeJob : public Job {
   // The window
   const AudioWindow* wanted_ = nullptr;  // to be taken yet; null: it is there
   int64_t heard_until_ = 0;              // mel frame: the windows so far, this one among them
+  bool parked_ = false;                  // the reader's queue had no room for what wanted_ will say
   std::optional<BlockTable> cross_;
   std::vector<int64_t> cross_slots_;
   std::vector<BlockId> matched_;                // scratch of TakeWindow
   int64_t cross_begin_ = -1, cross_size_ = -1;  // what cross_ holds, once stages_left_ is 0
   int32_t stages_left_ = 0;
-  bool encode_begun_ = false;  // of those stages, or of listening for them: an encoder slot is held
   const AudioWindow* writing_ = nullptr;  // what is being encoded into cross_
 
   // The search: [1] row in the prompt, then one per live hypothesis; the tables behind num_rows_

@@ -109,6 +109,32 @@ TEST(EngineCacheTest, ARecordingWhoseFirstHearerLeavesIsHeardByTheSecond) {
   }
 }
 
+// Who stands still before a window for its reader's sake keeps nobody else from hearing it.
+TEST(EngineCacheTest, AWindowWhoseFirstHearerIsSlowIsEncodedByTheSecond) {
+  auto roomy = MakeEngine(SmallConfig());
+  const auto alone = Collect(*roomy->Transcribe(Hear("morning.wav")));
+  ASSERT_TRUE(alone.ok());
+  ExpectIdle(*roomy);
+  for (const size_t limit : {1, 2, 4}) {
+    SCOPED_TRACE(testing::Message() << "a queue of " << limit);
+    EngineConfig config = SmallConfig();
+    config.event_queue_limit = limit;
+    config.reader_timeout = std::chrono::seconds(kSanitized ? 120 : 10);  // or it would go on then
+    auto engine = MakeEngine(config);
+    auto slow = engine->Transcribe(Hear("morning.wav"));
+    while (slow->HasRoom()) std::this_thread::yield();
+    const auto second = Collect(*engine->Transcribe(Hear("morning.wav")));
+    ASSERT_TRUE(second.ok()) << second.status();
+    EXPECT_EQ(second->text, alone->text);
+    const auto first = Collect(*slow);
+    ASSERT_TRUE(first.ok()) << first.status();
+    EXPECT_EQ(first->text, alone->text);
+    ExpectIdle(*engine);
+    // Each window was encoded by one of them.
+    EXPECT_EQ(engine->Stats().audio_miss_blocks, roomy->Stats().audio_miss_blocks);
+  }
+}
+
 TEST(EngineCacheTest, AConversationsNextTurnFindsTheLastAnswer) {
   GenerateRequest request = Ask("Point to the red circles.", "shapes.png");
   auto engine = MakeEngine(SmallConfig());
