@@ -367,7 +367,7 @@ void GenerateJob::Fork(std::vector<BlockCopy>& copies) {
 void GenerateJob::OnForward(std::span<const ChosenToken> chosen, std::vector<BlockCopy>& copies) {
   if (prefilling_ > 0) {
     chunk_of_->computed += std::exchange(prefilling_, 0);
-    blocks_peak_ = std::max(blocks_peak_, CountBlocks());
+    blocks_peak_ = std::max(blocks_peak_, BlocksHeld());
     if (forked_) return;
     KeepPrompt();
     if (answers_.front().computed < PromptTokens()) return;
@@ -377,7 +377,7 @@ void GenerateJob::OnForward(std::span<const ChosenToken> chosen, std::vector<Blo
     clock_.FirstToken();
     for (Answer& answer : answers_) Take(answer, chosen[static_cast<size_t>(answer.index)]);
   } else {
-    blocks_peak_ = std::max(blocks_peak_, CountBlocks());
+    blocks_peak_ = std::max(blocks_peak_, BlocksHeld());
     size_t next = 0;
     for (Answer& answer : answers_) {
       if (answer.done) continue;
@@ -463,7 +463,7 @@ void GenerateJob::Finish(Answer& answer, FinishReason reason) {
   stream_->Finished(answer.index, reason, MakeUsage(answer), clock_.timing());
 }
 
-int32_t GenerateJob::CountBlocks() const {
+int32_t GenerateJob::BlocksHeld() const {
   int32_t n = 0;
   for (const Answer& answer : answers_) n += static_cast<int32_t>(answer.table.blocks().size());
   return n;

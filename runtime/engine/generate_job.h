@@ -55,6 +55,8 @@ class GenerateJob : public Job {
   void AddDecode(StepBatch& batch) override;
   void OnForward(std::span<const ChosenToken> chosen, std::vector<BlockCopy>& copies) override;
   bool Ended() const override { return ended_; }
+  int32_t BlocksHeld() const override;
+  int32_t FeaturesHeld() const override { return features_ ? 1 : 0; }
   void End(absl::Status status) override;
 
  private:

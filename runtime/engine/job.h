@@ -122,6 +122,9 @@ class Job {
   // choices it asked for, in order; copies that its forks need go to `copies`.
   virtual void OnForward(std::span<const ChosenToken> chosen, std::vector<BlockCopy>& copies) = 0;
   virtual bool Ended() const = 0;
+  // What it owns now: KV blocks in all its tables, and holds of its model's feature slots.
+  virtual int32_t BlocksHeld() const = 0;
+  virtual int32_t FeaturesHeld() const { return 0; }
   // Ends it early (or confirms its end): tells the reader and gives every block back. Idempotent.
   virtual void End(absl::Status status) = 0;
 

@@ -476,8 +476,28 @@ void StepLoop::FailAll(const absl::Status& status) {
   for (auto& [id, running] : jobs_) running.job->End(status);
 }
 
-void StepLoop::PublishStats() {
+// Owned is what is used: what jobs hold is what allocator and slots have given out. So a block that
+// nobody will give back is found in the step that lost it.
+void StepLoop::CheckInvariants() const {
   scheduler_->CheckInvariants();
+  int64_t blocks = 0;
+  for (const auto& [id, running] : jobs_) blocks += running.job->BlocksHeld();
+  CHECK_EQ(blocks, memory_.blocks->references()) << "KV blocks that jobs hold, and that are held";
+  for (const auto& model : models_) {
+    if (!model->feature_cache) continue;
+    int64_t holds = 0;
+    for (const auto& [id, running] : jobs_) {
+      if (&running.job->model() == model.get()) holds += running.job->FeaturesHeld();
+    }
+    CHECK_EQ(holds, model->feature_cache->holds())
+        << "image slots that jobs hold, and that are held";
+    model->feature_cache->CheckInvariants();
+  }
+}
+
+void StepLoop::PublishStats() {
+  const NoAllocationScope scope;
+  CheckInvariants();
   const BlockCacheStats prefix = memory_.cache->stats(CacheClass::kPrefix);
   const BlockCacheStats audio = memory_.cache->stats(CacheClass::kEncoder);
   std::lock_guard lock(mu_);
@@ -494,7 +514,6 @@ void StepLoop::PublishStats() {
   stats_.image_hits = stats_.image_misses = 0;
   for (const auto& model : models_) {
     if (!model->feature_cache) continue;
-    model->feature_cache->CheckInvariants();
     stats_.image_hits += model->feature_cache->stats().hits;
     stats_.image_misses += model->feature_cache->stats().misses;
   }

@@ -127,6 +127,7 @@ class StepLoop {
   // When a job has to end whatever it does: at its own deadline, or its reader's.
   std::optional<Deadline> LastMoment(const Running& running) const;
   void Reap();
+  void CheckInvariants() const;  // of who owns what, after each turn; O(jobs)
   void FailAll(const absl::Status& status);
   void PublishStats();
 

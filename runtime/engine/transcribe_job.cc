@@ -319,10 +319,17 @@ void TranscribeJob::FollowRows(std::vector<BlockCopy>& copies) {
   num_rows_ = next.size();
 }
 
+int32_t TranscribeJob::BlocksHeld() const {
+  if (!cross_) return 0;
+  size_t blocks = cross_->blocks().size();
+  for (const auto* rows : {&rows_, &next_rows_}) {
+    for (const BlockTable& row : *rows) blocks += row.blocks().size();
+  }
+  return static_cast<int32_t>(blocks);
+}
+
 void TranscribeJob::OnForward(std::span<const ChosenToken> chosen, std::vector<BlockCopy>& copies) {
-  int32_t blocks = static_cast<int32_t>(cross_->blocks().size());
-  for (size_t r = 0; r < num_rows_; ++r) blocks += static_cast<int32_t>(rows_[r].blocks().size());
-  blocks_peak_ = std::max(blocks_peak_, blocks);
+  blocks_peak_ = std::max(blocks_peak_, BlocksHeld());
 
   if (phase_ == Phase::kDecode) {
     ++computed_;

@@ -59,6 +59,7 @@ class TranscribeJob : public Job {
   void AddDecode(StepBatch& batch) override;
   void OnForward(std::span<const ChosenToken> chosen, std::vector<BlockCopy>& copies) override;
   bool Ended() const override { return ended_; }
+  int32_t BlocksHeld() const override;
   void End(absl::Status status) override;
 
  private:

@@ -45,16 +45,19 @@ BlockId BlockAllocator::Allocate() {
   }
   CHECK_EQ(refs_[id], 0);
   refs_[id] = 1;
+  ++references_;
   return id;
 }
 
 void BlockAllocator::AddRef(BlockId id) {
   CHECK_GT(refs_[id], 0);
   ++refs_[id];
+  ++references_;
 }
 
 void BlockAllocator::Release(BlockId id) {
   CHECK_GT(refs_[id], 0);
+  --references_;
   if (--refs_[id] > 0) return;
   if (!cached(id)) {
     free_.push_back(id);
@@ -96,6 +99,7 @@ void BlockAllocator::Revive(BlockId id) {
   CHECK(refs_[id] == 0 && cached(id)) << id;
   idle_[cache_class_[id]].Remove(id);
   refs_[id] = 1;
+  ++references_;
 }
 
 int32_t BlockAllocator::idle() const {
@@ -114,12 +118,14 @@ BlockId BlockAllocator::EvictFrom(int cache_class) {
 
 void BlockAllocator::CheckInvariants() const {
   std::vector<bool> is_free(refs_.size(), false);
+  int64_t references = 0;
   for (BlockId id : free_) {
     CHECK(!is_free[id]) << "block " << id << " is twice in the free list";
     CHECK(!cached(id)) << "block " << id << " is free, so its content is lost";
     is_free[id] = true;
   }
   for (BlockId id = 0; id < total(); ++id) {
+    references += refs_[id];
     int states = (is_free[id] ? 1 : 0) + (refs_[id] > 0 ? 1 : 0);
     for (int c = 0; c < kNumCacheClasses; ++c) {
       if (!idle_[c].Contains(id)) continue;
@@ -129,6 +135,7 @@ void BlockAllocator::CheckInvariants() const {
     CHECK_EQ(states, 1) << "block " << id;
   }
   for (int c = 0; c < kNumCacheClasses; ++c) CHECK_LE(idle_[c].size(), max_idle_[c]);
+  CHECK_EQ(references, references_);
   CHECK_LE(used(), reserved_);
   CHECK_LE(reserved_, total());
 }

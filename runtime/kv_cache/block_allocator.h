@@ -78,6 +78,8 @@ class BlockAllocator {
     return max_idle_[static_cast<int>(cache_class)];
   }
   int32_t reserved() const { return reserved_; }
+  // Of all blocks together: as many as all tables together hold.
+  int64_t references() const { return references_; }
 
   void CheckInvariants() const;  // CHECKs the invariant above; O(total)
 
@@ -88,6 +90,7 @@ class BlockAllocator {
   std::vector<int32_t> refs_;  // by block id
   std::vector<BlockId> free_;  // a stack: the block freed last is the one still warm in cache
   int32_t reserved_ = 0;
+  int64_t references_ = 0;  // sum of refs_
 
   EvictionListener* listener_ = nullptr;
   std::array<int32_t, kNumCacheClasses> max_idle_{};

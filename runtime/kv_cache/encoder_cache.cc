@@ -41,6 +41,7 @@ std::optional<EncoderCache::Lease> EncoderCache::Acquire(const ContentHash& cont
   }
   Slot& s = slots_[slot];
   ++s.num_holders;
+  ++holds_;
   HoldersOf(slot).back() = holder;
   return Lease{.slot = slot, .ready = s.ready, .writer = s.writer == holder};
 }
@@ -58,6 +59,7 @@ void EncoderCache::Release(int32_t slot, HolderId holder) {
   CHECK(found != row.end()) << holder << " doesn't hold slot " << slot;
   std::copy(found + 1, row.end(), found);
   --s.num_holders;
+  --holds_;
 
   const std::span<const HolderId> rest = holders(slot);
   if (rest.empty() && s.ready) {
@@ -87,8 +89,10 @@ void EncoderCache::CheckInvariants() const {
     CHECK(!is_free[slot]) << "slot " << slot << " is twice in the free list";
     is_free[slot] = true;
   }
+  int64_t holds = 0;
   for (int32_t slot = 0; slot < total(); ++slot) {
     const Slot& s = slots_[slot];
+    holds += s.num_holders;
     const bool is_pinned = s.num_holders > 0;
     CHECK_LE(s.num_holders, max_holders_);
     CHECK_EQ((is_free[slot] ? 1 : 0) + (idle_.Contains(slot) ? 1 : 0) + (is_pinned ? 1 : 0), 1)
@@ -102,6 +106,7 @@ void EncoderCache::CheckInvariants() const {
     CHECK(is_pinned || s.ready) << "slot " << slot;
     CHECK(index_.Find(index_.hash(slot)) == slot) << "slot " << slot << " can't be found";
   }
+  CHECK_EQ(holds, holds_);
   CHECK_EQ(index_.size(), total() - free());
 }
 

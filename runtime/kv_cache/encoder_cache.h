@@ -66,6 +66,7 @@ class EncoderCache {
   int32_t pinned() const { return total() - free() - idle(); }
   int32_t idle() const { return idle_.size(); }
   int32_t free() const { return static_cast<int32_t>(free_.size()); }
+  int64_t holds() const { return holds_; }  // of all holders together, not given back yet
   const EncoderCacheStats& stats() const { return stats_; }
 
   void CheckInvariants() const;  // CHECKs the invariant above; O(total * max_holders)
@@ -84,6 +85,7 @@ class EncoderCache {
   std::vector<int32_t> free_;      // a stack
   LruList idle_;
   ContentIndex index_;  // of pinned and idle slots
+  int64_t holds_ = 0;   // sum of num_holders
   EncoderCacheStats stats_;
 };
 

@@ -196,6 +196,12 @@ void SimulatedJob::Preempt() {
   forked_ = false;
 }
 
+int32_t SimulatedJob::BlocksHeld() const {
+  size_t blocks = cross_ ? cross_->blocks().size() : 0;
+  for (const Row& row : rows_) blocks += row.table.blocks().size();
+  return static_cast<int32_t>(blocks);
+}
+
 void SimulatedJob::DropFeatures() {
   if (lease_) memory_.features.Release(lease_->slot, id_);
   lease_.reset();

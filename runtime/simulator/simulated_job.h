@@ -70,6 +70,9 @@ class SimulatedJob {
   void Preempt();
   void End();  // gives everything back; once more does nothing
   bool running() const { return !rows_.empty(); }
+  // What it owns now: KV blocks in all its tables, and holds of feature slots.
+  int32_t BlocksHeld() const;
+  int32_t FeaturesHeld() const { return lease_ ? 1 : 0; }
 
   JobWork Pending() const;
   // Another job is encoding the same picture: what Pending says changes with that one.

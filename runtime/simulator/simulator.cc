@@ -246,7 +246,20 @@ class Simulation {
     host_ += Clock::now() - commit_start;
     for (const PlanItem& item : items_) Progress(item);
     for (int32_t m = 0; m < 2; ++m) scheduler_.SetPrices(m, PricesNow(m));
+    CheckOwnership();
     return true;
+  }
+
+  // Owned is what is used: what jobs hold is what allocator and slots have given out.
+  void CheckOwnership() const {
+    int64_t blocks = 0, holds = 0;
+    for (const Request& r : requests_) {
+      if (!r.job) continue;
+      blocks += r.job->BlocksHeld();
+      holds += r.job->FeaturesHeld();
+    }
+    CHECK_EQ(blocks, memory_.blocks.references()) << "KV blocks that jobs hold, and that are held";
+    CHECK_EQ(holds, memory_.features.holds()) << "feature slots that jobs hold, and that are held";
   }
 
   Prices PricesNow(int32_t model) const {

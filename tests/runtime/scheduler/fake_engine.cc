@@ -215,8 +215,19 @@ bool FakeEngine::Step() {
   for (const PlanItem& item : plan_.items) Perform(item);
   scheduler_.CheckInvariants();
   blocks_.CheckInvariants();
+  CheckOwnership();
   CHECK_EQ(scheduler_.waiting() + scheduler_.running(), live());
   return !plan_.items.empty();
+}
+
+// Owned is what is used: each reference to a block is some table's.
+void FakeEngine::CheckOwnership() const {
+  size_t held = 0;
+  for (const int32_t i : live_) {
+    held += jobs_[i].fixed.blocks().size();
+    for (const BlockTable& table : jobs_[i].tables) held += table.blocks().size();
+  }
+  CHECK_EQ(static_cast<int64_t>(held), blocks_.references()) << "blocks held by jobs, and held";
 }
 
 void FakeEngine::Finish(int64_t most) {

@@ -105,6 +105,7 @@ class FakeEngine {
   void OnPreempt(JobId id);
   void CheckPlan(int64_t preemptions_before);
   void CheckBound(bool preempted);
+  void CheckOwnership() const;
   int64_t DearestUnitNs() const;
   void Perform(const PlanItem& item);
   static bool IsBehind(const Job& a, const Job& b);

@@ -114,6 +114,28 @@ TEST(SchedulerTest, ParkedBlocksAreBilledByTheClock) {
   EXPECT_EQ(house.scheduler.cost(id, 61'000'000), (JobCost{.block_ns = 2 * 61'000'000'000}));
 }
 
+// What every test of a FakeEngine rests on.
+TEST(FakeEngineDeathTest, ABlockThatNoJobOwnsIsNoticedInItsStep) {
+  FakeEngine engine(Priced(0), 10);
+  ASSERT_TRUE(
+      engine.Submit({.spec = {.max_context = 40}, .prompt_tokens = 20, .decode_tokens = 20}).ok());
+  for (int i = 0; i < 3; ++i) ASSERT_TRUE(engine.Step());
+  const FakeEngine::Job& job = *engine.Find(engine.plan().items.at(0).job);
+  EXPECT_DEATH(
+      {
+        (void)engine.blocks().Allocate();
+        engine.Step();
+      },
+      "blocks held by jobs, and held");
+  EXPECT_DEATH(
+      {
+        engine.blocks().AddRef(job.tables[0].blocks()[0]);
+        engine.Step();
+      },
+      "blocks held by jobs, and held");
+  ASSERT_TRUE(engine.Step());
+}
+
 TEST(SchedulerTest, RemovingAJobInAnyPhaseGivesEverythingBack) {
   SchedulerOptions options = Priced(10'000, {.feature_slots = 2, .prices = kPrices});
   options.max_batch_seqs = 4;
