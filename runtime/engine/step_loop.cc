@@ -57,6 +57,18 @@ absl::StatusOr<std::unique_ptr<StepLoop>> StepLoop::Create(
   return loop;
 }
 
+StepLoop::StepLoop(const EngineConfig& config, Backend& backend,
+                   std::span<const std::unique_ptr<LoadedModel>> models)
+    : config_(config),
+      be_(backend),
+      models_(models),
+      farewells_{.shutdown = absl::UnavailableError("the server is shutting down"),
+                 .cancelled = absl::CancelledError("cancelled by the client"),
+                 .deadline = absl::DeadlineExceededError("the deadline passed"),
+                 .unread = absl::DeadlineExceededError(absl::StrCat(
+                     "the answer was not read for ",
+                     absl::FormatDuration(absl::FromChrono(config.reader_timeout))))} {}
+
 absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
   ASSIGN_OR_RETURN(memory_, EngineMemory::Take(config_, be_, models_));
   SchedulerOptions options{.models = {},
@@ -165,9 +177,11 @@ StepLoop::~StepLoop() {
 void StepLoop::Submit(std::unique_ptr<Job> job, int32_t tenant, Ticket ticket) {
   job->Attach(
       {.blocks = memory_.blocks.get(), .cache = memory_.cache.get(), .publisher = &publisher_});
+  Jobs maker;  // of a place that the engine's thread need not make
+  maker[0] = {.job = std::move(job), .ticket = std::move(ticket)};
   {
     std::lock_guard lock(mu_);
-    submitted_.push_back({std::move(job), tenant, std::move(ticket)});
+    submitted_.push_back({.place = maker.extract(0), .tenant = tenant});
   }
   waker_->Wake();
 }
@@ -219,36 +233,35 @@ void StepLoop::TakeSubmissions() {
     std::lock_guard lock(mu_);
     taken.swap(submitted_);
   }
-  for (Submitted& s : taken) {
-    if (s.job->Cancelled()) {
-      s.job->End(absl::CancelledError("cancelled by the client"));
-      continue;
-    }
-    JobSpec spec = s.job->spec();
-    spec.tenant = s.tenant;
-    const int64_t now = Now();
-    if (s.job->deadline()) {
-      spec.deadline_us =
-          std::chrono::duration_cast<std::chrono::microseconds>(*s.job->deadline() - start_)
-              .count();
-    }
-    const int64_t expected = models_[spec.model]->expected_tokens;
-    if (expected > 0 && !models_[spec.model]->is_whisper()) {
-      spec.decode_tokens = std::min(spec.decode_tokens, expected);
-    }
-    spec.expected_context = spec.prefill_tokens + spec.decode_tokens;
-    s.job->Foresee(spec);
-    s.job->clock().Predicted(scheduler_->Predict(spec).end_us);
-    absl::StatusOr<JobId> id = scheduler_->Add(spec, now, s.job->request_id());
-    if (!id.ok()) {
-      s.job->End(std::move(id).status());
-      continue;
-    }
-    jobs_[*id] = {.job = std::move(s.job), .ticket = std::move(s.ticket)};
+  for (Submitted& submitted : taken) TakeIn(std::move(submitted));
+}
+
+void StepLoop::TakeIn(Submitted submitted) {
+  Job& job = *submitted.place.mapped().job;
+  if (job.Cancelled()) return job.End(farewells_.cancelled);
+  JobSpec spec = job.spec();
+  spec.tenant = submitted.tenant;
+  const int64_t now = Now();
+  if (job.deadline()) {
+    spec.deadline_us =
+        std::chrono::duration_cast<std::chrono::microseconds>(*job.deadline() - start_).count();
   }
+  const int64_t expected = models_[spec.model]->expected_tokens;
+  if (expected > 0 && !models_[spec.model]->is_whisper()) {
+    spec.decode_tokens = std::min(spec.decode_tokens, expected);
+  }
+  spec.expected_context = spec.prefill_tokens + spec.decode_tokens;
+  job.Foresee(spec);
+  job.clock().Predicted(scheduler_->Predict(spec).end_us);
+  absl::StatusOr<JobId> id = scheduler_->Add(spec, now, job.request_id());
+  const NoAllocationScope scope;  // but for a refusal's text
+  if (!id.ok()) return job.End(std::move(id).status());
+  submitted.place.key() = *id;
+  CHECK(jobs_.insert(std::move(submitted.place)).inserted);
 }
 
 void StepLoop::EndCancelled() {
+  const NoAllocationScope scope;
   bool cancel_all;
   {
     std::lock_guard lock(mu_);
@@ -259,15 +272,13 @@ void StepLoop::EndCancelled() {
     Job& job = *running.job;
     if (job.Ended() || running.in_step) continue;
     if (cancel_all) {
-      job.End(absl::UnavailableError("the server is shutting down"));
+      End(id, job, farewells_.shutdown);
     } else if (job.Cancelled()) {
-      job.End(absl::CancelledError("cancelled by the client"));
+      End(id, job, farewells_.cancelled);
     } else if (job.deadline() && *job.deadline() <= now) {
-      job.End(absl::DeadlineExceededError("the deadline passed"));
+      End(id, job, farewells_.deadline);
     } else if (const auto last = LastMoment(running); last && *last <= now) {
-      job.End(absl::DeadlineExceededError(
-          absl::StrCat("the answer was not read for ",
-                       absl::FormatDuration(absl::FromChrono(config_.reader_timeout)))));
+      End(id, job, farewells_.unread);
     }
   }
 }
@@ -458,6 +469,7 @@ void StepLoop::Observe(int32_t m, const Work& work, int64_t ns) {
 }
 
 void StepLoop::Reap() {
+  const NoAllocationScope scope;
   for (auto it = jobs_.begin(); it != jobs_.end();) {
     if (it->second.job->Ended()) {
       scheduler_->Remove(it->first);
@@ -473,7 +485,7 @@ void StepLoop::FailAll(const absl::Status& status) {
     std::lock_guard lock(mu_);
     stats_.broken = true;
   }
-  for (auto& [id, running] : jobs_) running.job->End(status);
+  for (auto& [id, running] : jobs_) End(id, *running.job, status);
 }
 
 // Owned is what is used: what jobs hold is what allocator and slots have given out. So a block that

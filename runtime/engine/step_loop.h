@@ -1,8 +1,10 @@
 // The engine's thread: owns every job, KV block, cache and byte of the device, and runs
 // plan -> batch -> forward and choose -> wait -> publish. Between its last queued op and the wait
 // it does what needs no result: takes submissions, ends who was cancelled and is not in the step.
-// All device memory is taken before it starts, and a step takes none from the heap either: what its
-// requests need of it was taken as they came.
+// All device memory is taken before it starts, and a turn of the loop takes none from the heap
+// either: what its requests need of it was taken as they came, on their threads, down to their
+// place in the books. What still takes some here is the text of a refusal, and of a device that
+// broke.
 #pragma once
 
 #include <condition_variable>
@@ -68,17 +70,21 @@ class StepLoop {
     std::condition_variable bell_;
     bool rung_ = false;  // guarded by mu_
   };
-  struct Submitted {
-    std::unique_ptr<Job> job;
-    int32_t tenant;
-    Ticket ticket;
-  };
   struct Running {
     std::unique_ptr<Job> job;
     Ticket ticket;
     bool admitted = false;
     std::optional<Clock::time_point> parked_since;  // as of the last step
     bool in_step = false;                           // from its plan to its end
+  };
+  using Jobs = std::map<JobId, Running>;
+  struct Submitted {
+    Jobs::node_type place;  // in jobs_, once it has an id
+    int32_t tenant;
+  };
+  // What jobs that end early are told; made once, since a status with a text is on the heap.
+  struct Farewells {
+    absl::Status shutdown, cancelled, deadline, unread;
   };
   // One model's part of a step.
   struct ModelStep {
@@ -101,8 +107,7 @@ class StepLoop {
   };
 
   StepLoop(const EngineConfig& config, Backend& backend,
-           std::span<const std::unique_ptr<LoadedModel>> models)
-      : config_(config), be_(backend), models_(models) {}
+           std::span<const std::unique_ptr<LoadedModel>> models);
   absl::Status TakeMemory(std::vector<TenantOptions> tenants);
   void TakeStepMemory();
   void Calibrate();
@@ -110,6 +115,7 @@ class StepLoop {
   void Run();
   int64_t Now() const;  // microseconds since the loop was made: the scheduler's clock
   void TakeSubmissions();
+  void TakeIn(Submitted submitted);
   void EndCancelled();
   bool Step();  // false: nothing to do
   enum class Planned : uint8_t { kNothing, kOnlyEnds, kQueued };
@@ -135,13 +141,14 @@ class StepLoop {
   Backend& be_;
   const std::span<const std::unique_ptr<LoadedModel>> models_;
   const Clock::time_point start_ = Clock::now();
+  const Farewells farewells_;
 
   // Taken by TakeMemory; engine thread only from Start on
   EngineMemory memory_;
   std::vector<CostModel> costs_;  // by model
   std::unique_ptr<TraceWriter> trace_;
   std::unique_ptr<Scheduler> scheduler_;
-  std::map<JobId, Running> jobs_;
+  Jobs jobs_;
   std::vector<ModelStep> steps_;     // by model
   std::vector<EncodeStep> encodes_;  // of this step
   int32_t marks_taken_ = 0;          // of this step

@@ -12,6 +12,7 @@ EncoderCache::EncoderCache(int32_t num_slots, int32_t max_holders)
   slots_.resize(num_slots);
   holders_.resize(int64_t{num_slots} * max_holders);
   free_.reserve(num_slots);
+  is_free_.resize(num_slots);
   for (int32_t slot = num_slots - 1; slot >= 0; --slot) free_.push_back(slot);  // 0 comes out first
 }
 
@@ -84,10 +85,10 @@ std::span<EncoderCache::HolderId> EncoderCache::HoldersOf(int32_t slot) {
 }
 
 void EncoderCache::CheckInvariants() const {
-  std::vector<bool> is_free(slots_.size(), false);
+  std::fill(is_free_.begin(), is_free_.end(), 0);
   for (const int32_t slot : free_) {
-    CHECK(!is_free[slot]) << "slot " << slot << " is twice in the free list";
-    is_free[slot] = true;
+    CHECK(!is_free_[slot]) << "slot " << slot << " is twice in the free list";
+    is_free_[slot] = 1;
   }
   int64_t holds = 0;
   for (int32_t slot = 0; slot < total(); ++slot) {
@@ -95,14 +96,14 @@ void EncoderCache::CheckInvariants() const {
     holds += s.num_holders;
     const bool is_pinned = s.num_holders > 0;
     CHECK_LE(s.num_holders, max_holders_);
-    CHECK_EQ((is_free[slot] ? 1 : 0) + (idle_.Contains(slot) ? 1 : 0) + (is_pinned ? 1 : 0), 1)
+    CHECK_EQ((is_free_[slot] ? 1 : 0) + (idle_.Contains(slot) ? 1 : 0) + (is_pinned ? 1 : 0), 1)
         << "slot " << slot;
     CHECK_EQ(s.writer.has_value(), is_pinned && !s.ready) << "slot " << slot;
     if (s.writer) {
       const auto row = holders(slot);
       CHECK(std::find(row.begin(), row.end(), *s.writer) != row.end()) << "slot " << slot;
     }
-    if (is_free[slot]) continue;
+    if (is_free_[slot]) continue;
     CHECK(is_pinned || s.ready) << "slot " << slot;
     CHECK(index_.Find(index_.hash(slot)) == slot) << "slot " << slot << " can't be found";
   }

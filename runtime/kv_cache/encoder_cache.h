@@ -69,7 +69,8 @@ class EncoderCache {
   int64_t holds() const { return holds_; }  // of all holders together, not given back yet
   const EncoderCacheStats& stats() const { return stats_; }
 
-  void CheckInvariants() const;  // CHECKs the invariant above; O(total * max_holders)
+  // CHECKs the invariant above; O(total * max_holders), no memory.
+  void CheckInvariants() const;
 
  private:
   struct Slot {
@@ -87,6 +88,7 @@ class EncoderCache {
   ContentIndex index_;  // of pinned and idle slots
   int64_t holds_ = 0;   // sum of num_holders
   EncoderCacheStats stats_;
+  mutable std::vector<char> is_free_;  // by slot, scratch of CheckInvariants
 };
 
 }  // namespace sensorium

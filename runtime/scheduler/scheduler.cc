@@ -56,6 +56,7 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
   row_prices_.resize(models_.size());
   decode_work_.resize(models_.size());
   tenant_decode_work_.resize(options.tenants.size() * models_.size());
+  found_work_.resize(tenant_decode_work_.size());
   plan_.items.reserve(options.max_batch_seqs);
   shuffled_.items.reserve(options.chaos_seed ? options.max_batch_seqs : 0);
   charges_.resize(options.tenants.size());
@@ -138,7 +139,8 @@ JobCost Scheduler::cost(JobId id, int64_t now_us) const {
 void Scheduler::CheckInvariants() const {
   int64_t blocks = 0, rows = 0, backlog = 0;
   int32_t live = 0, encoders = 0, decodes = 0, fills = 0;
-  std::vector<Work> work(tenant_decode_work_.size());
+  std::vector<Work>& work = found_work_;
+  std::fill(work.begin(), work.end(), Work{});
   for (size_t i = 0; i < running_.size(); ++i) {
     const Running& r = running_[i];
     const Job& job = jobs_[r.slot];

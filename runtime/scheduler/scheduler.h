@@ -137,7 +137,7 @@ class Scheduler {
   int64_t preemptions() const { return preemptions_; }
   const WaitingLine& line() const { return line_; }
   const SchedulerOptions& options() const { return options_; }
-  void CheckInvariants() const;  // O(jobs)
+  void CheckInvariants() const;  // O(max_waiting + max_batch_seqs); takes no memory
 
   static constexpr int32_t kMostEarly = 2;
   static constexpr int64_t kSmallestChunk = 16;  // tokens: below it a pass is mostly its fixed cost
@@ -275,6 +275,7 @@ class Scheduler {
   DecodeLedger ledger_;
   std::vector<Work> decode_work_;         // by model, of the decodes that go on
   std::vector<Work> tenant_decode_work_;  // the same by (tenant, model)
+  mutable std::vector<Work> found_work_;  // of that size, scratch of CheckInvariants
   StepPlan plan_;                         // the decodes that go on, then, while it is made, fills
   int32_t num_decodes_ = 0;               // of its items
   StepPlan shuffled_;                     // chaos: what is shown of it

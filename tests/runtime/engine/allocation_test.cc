@@ -160,7 +160,7 @@ void ReadAll(std::vector<std::shared_ptr<GenerateQueue>>& answers,
 
 // Every path that a step has: pictures, speech, spoken questions, several answers, samples and
 // beams, stop strings, many alternatives, prompts in chunks and from the cache, slow readers,
-// cancelling.
+// cancelling, all of it traced.
 TEST_F(AllocationTest, NoStepOfAMixedLoadTakesMemory) {
   EngineConfig config = SmallConfig();
   config.chaos_seed = std::random_device()() | 1;
@@ -170,6 +170,7 @@ TEST_F(AllocationTest, NoStepOfAMixedLoadTakesMemory) {
   config.image_slots = 3;
   config.max_batch_seqs = 24;
   config.event_queue_limit = 4;  // readers are slow: sequences park
+  config.trace_path = testing::TempDir() + "/allocation.trace";
   auto engine = MakeEngine(config);
   std::vector<std::shared_ptr<GenerateQueue>> answers;
   std::vector<std::shared_ptr<TranscribeQueue>> transcripts;
