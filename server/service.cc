@@ -133,7 +133,10 @@ class StreamReactor : public grpc::ServerWriteReactor<Response> {
     if (cancelled_) return End(absl::CancelledError("the call was cancelled"));
     const std::optional<Event> event = queue_->TryPop();
     if (!event) return;
-    if (const auto* end = std::get_if<StreamEnd>(&*event)) return End(end->status);
+    if (const auto* end = std::get_if<StreamEnd>(&*event)) {
+      if (end->usage) usage_ = end->usage;
+      return End(end->status);
+    }
     if (const Usage* usage = UsageOf(*event)) usage_ = *usage;
     response_ = *ToProto(*event);
     writing_ = true;
@@ -160,8 +163,8 @@ class StreamReactor : public grpc::ServerWriteReactor<Response> {
   grpc::CallbackServerContext& context_;  // lives until OnDone
   const std::shared_ptr<EventQueue<Event>> queue_;
   const std::shared_ptr<Link> link_;
-  std::optional<Usage> usage_;  // of the last answer that finished
-  Response response_;                                         // of the write in flight
+  std::optional<Usage> usage_;  // of the last answer that finished, or of an early end
+  Response response_;           // of the write in flight
   bool writing_ = false, ended_ = false, cancelled_ = false;  // guarded by link_->mu
 };
 

@@ -63,14 +63,14 @@ void AnswerStream::Finished(int32_t answer, FinishReason reason, const Usage& us
       {.answer = answer, .finished = true, .reason = reason, .usage = usage, .timing = timing});
 }
 
-void AnswerStream::Ended(absl::Status status) {
+void AnswerStream::Ended(StreamEnd end) {
   std::lock_guard lock(mu_);
-  ended_.emplace(std::move(status));
+  ended_.emplace(std::move(end));
 }
 
 void AnswerStream::Publish() {
   std::optional<GenerateStarted> started;
-  std::optional<absl::Status> ended;
+  std::optional<StreamEnd> ended;
   bool parked;
   {
     std::lock_guard lock(mu_);
@@ -82,7 +82,7 @@ void AnswerStream::Publish() {
   if (started) queue_->Push(*std::move(started));
   Say(saying_);
   saying_.Clear();
-  if (ended) queue_->Push(StreamEnd{*std::move(ended)});
+  if (ended) queue_->Push(*std::move(ended));
   if (parked) wake_();
 }
 

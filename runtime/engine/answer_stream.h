@@ -45,7 +45,7 @@ class AnswerStream : public Publishable {
   void Token(int32_t answer, int32_t token, float logprob,
              std::span<const TokenLogProb> alternatives, std::string_view text);
   void Finished(int32_t answer, FinishReason reason, const Usage& usage, const Timing& timing);
-  void Ended(absl::Status status);  // nothing may follow
+  void Ended(StreamEnd end);  // nothing may follow
 
   void Publish() override;
 
@@ -84,7 +84,7 @@ class AnswerStream : public Publishable {
   std::mutex mu_;
   News unsaid_;  // guarded by mu_, as all up to the empty line
   std::optional<GenerateStarted> started_;
-  std::optional<absl::Status> ended_;
+  std::optional<StreamEnd> ended_;
   bool parked_ = false;  // HasRoom said no for the publisher's sake
 
   News saying_;  // publisher's thread only, as all below

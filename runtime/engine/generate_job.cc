@@ -440,14 +440,15 @@ size_t GenerateJob::Sayable(Answer& answer, bool last, bool& stopped) const {
   return sayable;
 }
 
-Usage GenerateJob::MakeUsage(const Answer& answer) const {
+Usage GenerateJob::MakeUsage(size_t completion_tokens) const {
   Usage usage{.prompt_tokens = PromptTokens(),
               .cached_tokens = cached_tokens_,
               .image_tokens = ImageTokens(),
-              .completion_tokens = static_cast<int32_t>(answer.tokens.size()),
-              .audio_ms = p_.audio_ms,
-              .kv_blocks_peak = blocks_peak_};
+              .completion_tokens = static_cast<int32_t>(completion_tokens),
+              .audio_ms = p_.hearing.audio_ms,
+              .kv_blocks_peak = std::max(blocks_peak_, p_.hearing.kv_blocks_peak)};
   AddCost(clock_.cost(), usage);
+  AddCost(p_.hearing, usage);
   return usage;
 }
 
@@ -460,7 +461,7 @@ void GenerateJob::Finish(Answer& answer, FinishReason reason) {
     int64_t& expected = model_.expected_tokens;
     expected = expected == 0 ? tokens : (7 * expected + tokens) / 8;
   }
-  stream_->Finished(answer.index, reason, MakeUsage(answer), clock_.timing());
+  stream_->Finished(answer.index, reason, MakeUsage(answer.tokens.size()), clock_.timing());
 }
 
 int32_t GenerateJob::BlocksHeld() const {
@@ -479,12 +480,18 @@ void GenerateJob::End(absl::Status status) {
       if (!answer.done) Finish(answer, reason);
     }
   }
-  for (Answer& answer : answers_) answer.table.Clear();
+  size_t tokens = 0;
+  for (Answer& answer : answers_) {
+    answer.table.Clear();
+    tokens += answer.tokens.size();
+  }
   DropFeatures();
   p_.image.reset();
   p_.picture.reset();
   p_.media.Reset();
-  stream_->Ended(std::move(status));
+  StreamEnd end{.status = std::move(status)};
+  if (!end.status.ok()) end.usage = MakeUsage(tokens);
+  stream_->Ended(std::move(end));
   Post();
 }
 

@@ -29,7 +29,7 @@ struct PreparedGenerate {
   std::optional<DevicePicture> picture;  // where the device makes the image's patches
   int32_t image_width = 0, image_height = 0;
   int32_t max_tokens = 0;  // within the context
-  int64_t audio_ms = 0;
+  Usage hearing;           // what its spoken parts have come to
   MediaReservation media;
   JobClock::Clock::time_point submitted;
 };
@@ -99,8 +99,7 @@ class GenerateJob : public Job {
   // string. `stopped`: one came, and is cut off.
   size_t Sayable(Answer& answer, bool last, bool& stopped) const;
   void Finish(Answer& answer, FinishReason reason);
-  int32_t CountBlocks() const;
-  Usage MakeUsage(const Answer& answer) const;
+  Usage MakeUsage(size_t completion_tokens) const;
 
   PreparedGenerate p_;
   std::shared_ptr<AnswerStream> stream_;

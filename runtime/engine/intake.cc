@@ -32,6 +32,13 @@ absl::Status Guarded(const std::function<absl::Status()>& work) {
   }
 }
 
+// What one spoken part has come to, on top of those before it.
+void AddHearing(const Usage& part, Usage& hearing) {
+  hearing.audio_ms += part.audio_ms;
+  hearing.kv_blocks_peak = std::max(hearing.kv_blocks_peak, part.kv_blocks_peak);
+  AddCost(part, hearing);
+}
+
 // Of a spoken part, what PrepareTranscribe says of "audio" and "options.language".
 absl::Status AboutPart(absl::Status status, const std::string& part) {
   const auto field = status.GetPayload("sensorium/field");
@@ -172,10 +179,19 @@ struct Intake::PendingGenerate {
   std::vector<Spoken> spoken;  // the audio parts
   MediaReservation pictures;   // undecoded
   std::vector<std::string> heard;
-  int64_t audio_ms = 0;
+  Usage hearing;             // of the parts heard
   std::mutex mu;             // two preparation threads may take events of one part
   std::string hearing_text;  // of the part in progress
 };
+
+void Intake::PostFor(std::shared_ptr<PendingGenerate> pending,
+                     std::function<absl::Status()> work) {
+  preparation_.Post([pending = std::move(pending), work = std::move(work)] {
+    absl::Status status = Guarded(work);
+    if (status.ok()) return;
+    pending->queue->Push(StreamEnd{.status = std::move(status), .usage = pending->hearing});
+  });
+}
 
 std::shared_ptr<GenerateQueue> Intake::Generate(GenerateRequest request) {
   auto queue = std::make_shared<GenerateQueue>(config_.event_queue_limit);
@@ -223,7 +239,7 @@ std::shared_ptr<GenerateQueue> Intake::Generate(GenerateRequest request) {
   }
   pending->request_id = NextRequestId("gen");
   queue->SetOnRoom(loop_.wake);
-  Post(queue, [this, pending] {
+  PostFor(pending, [this, pending] {
     if (config_.before_preparation) config_.before_preparation();
     return TranscribeNextPart(pending);
   });
@@ -246,7 +262,7 @@ absl::Status Intake::TranscribeNextPart(std::shared_ptr<PendingGenerate> pending
   // Drains the transcript's events as they come; at the end the next part has its turn. The closure
   // keeps both alive until it is taken off the queue.
   hearing->SetOnReady([this, pending, hearing] {
-    Post(pending->queue, [this, pending, hearing] { return TakeHeard(pending, hearing); });
+    PostFor(pending, [this, pending, hearing] { return TakeHeard(pending, hearing); });
   });
   hearing->SetOnRoom(loop_.wake);
   const absl::Status status = Guarded([&] {
@@ -267,8 +283,9 @@ absl::Status Intake::TakeHeard(std::shared_ptr<PendingGenerate> pending,
     while (auto event = hearing->TryPop()) {
       if (auto* finished = std::get_if<TranscribeFinished>(&*event)) {
         pending->hearing_text = finished->text;
-        pending->audio_ms += finished->usage.audio_ms;
+        AddHearing(finished->usage, pending->hearing);
       } else if (auto* end = std::get_if<StreamEnd>(&*event)) {
+        if (end->usage) AddHearing(*end->usage, pending->hearing);
         ended = end->status;
       }
     }
@@ -293,7 +310,7 @@ absl::Status Intake::FinishGenerate(std::shared_ptr<PendingGenerate> pending) {
   pending->pictures.Reset();
   prepared.request_id = pending->request_id;
   prepared.submitted = pending->submitted;
-  prepared.audio_ms = pending->audio_ms;
+  prepared.hearing = pending->hearing;
   auto job = std::make_unique<GenerateJob>(*pending->model, std::move(prepared), pending->queue,
                                            tenant, config_.event_queue_limit, loop_.wake);
   loop_.submit(std::move(job), std::move(pending->ticket));

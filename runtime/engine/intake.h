@@ -85,6 +85,8 @@ class Intake {
 
   // Spoken parts first, one behind the other; then the prompt. Runs on the preparation threads.
   struct PendingGenerate;
+  // As Post; the end says what was spent on the spoken parts.
+  void PostFor(std::shared_ptr<PendingGenerate> pending, std::function<absl::Status()> work);
   absl::Status TranscribeNextPart(std::shared_ptr<PendingGenerate> pending);
   absl::Status TakeHeard(std::shared_ptr<PendingGenerate> pending,
                          const std::shared_ptr<TranscribeQueue>& hearing);

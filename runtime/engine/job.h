@@ -139,10 +139,16 @@ class Job {
 
 // The cost half of a request's Usage.
 inline void AddCost(const JobCost& cost, Usage& usage) {
-  usage.encode_device_us = cost.encode_ns / 1000;
-  usage.prefill_device_us = cost.prefill_ns / 1000;
-  usage.decode_device_us = cost.decode_ns / 1000;
-  usage.kv_block_ms = cost.block_ns / 1'000'000;
+  usage.encode_device_us += cost.encode_ns / 1000;
+  usage.prefill_device_us += cost.prefill_ns / 1000;
+  usage.decode_device_us += cost.decode_ns / 1000;
+  usage.kv_block_ms += cost.block_ns / 1'000'000;
+}
+inline void AddCost(const Usage& cost, Usage& usage) {
+  usage.encode_device_us += cost.encode_device_us;
+  usage.prefill_device_us += cost.prefill_device_us;
+  usage.decode_device_us += cost.decode_device_us;
+  usage.kv_block_ms += cost.kv_block_ms;
 }
 
 }  // namespace sensorium

@@ -109,6 +109,7 @@ struct GenerateFinished {
 // Last event of every stream: OK, or why it ended early. Nothing follows.
 struct StreamEnd {
   absl::Status status;
+  std::optional<Usage> usage = {};  // of a request that ended early: what it had come to
 };
 using GenerateEvent =
     std::variant<GenerateStarted, GenerateDelta, GeneratePoint, GenerateFinished, StreamEnd>;

@@ -283,6 +283,12 @@ void StepLoop::EndCancelled() {
   }
 }
 
+// Early: with all that it has cost so far.
+void StepLoop::End(JobId id, Job& job, const absl::Status& status) {
+  job.clock().Charged(scheduler_->cost(id, Now()));
+  job.End(status);
+}
+
 bool StepLoop::Step() {
   const Planned planned = PlanAndQueue();
   if (planned != Planned::kQueued) return planned == Planned::kOnlyEnds;

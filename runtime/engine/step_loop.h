@@ -117,6 +117,7 @@ class StepLoop {
   void TakeSubmissions();
   void TakeIn(Submitted submitted);
   void EndCancelled();
+  void End(JobId id, Job& job, const absl::Status& status);
   bool Step();  // false: nothing to do
   enum class Planned : uint8_t { kNothing, kOnlyEnds, kQueued };
   void AdmitWaiting();

@@ -376,7 +376,7 @@ void TranscribeJob::Release() {
 void TranscribeJob::End(absl::Status status) {
   if (ended_) return;
   Release();
-  transcript_->End(std::move(status));
+  transcript_->End(std::move(status), Spent().usage);
   Post();
 }
 

@@ -68,16 +68,16 @@ void Transcript::AskNext(const Spent& spent) {
 
 void Transcript::AskAgain() { Ask(Question::kAgain); }
 
-void Transcript::End(absl::Status status) {
+void Transcript::End(absl::Status status, const Usage& spent) {
   std::lock_guard lock(mu_);
-  if (!end_) end_.emplace(std::move(status));
+  if (!end_) end_ = StreamEnd{.status = std::move(status), .usage = spent};
 }
 
 // ---- Publisher's side --------------------------------------------------------------------------
 
 void Transcript::Publish() {
   Question question;
-  std::optional<absl::Status> end;
+  std::optional<StreamEnd> end;
   {
     std::lock_guard lock(mu_);
     question = std::exchange(question_, Question::kNone);
@@ -85,7 +85,10 @@ void Transcript::Publish() {
     end.swap(end_);
     ended_ = end.has_value();
   }
-  if (end) return queue_->Push(StreamEnd{*std::move(end)});
+  if (end) {
+    AddTokens(*end->usage);
+    return queue_->Push(*std::move(end));
+  }
   switch (question) {
     case Question::kNone:
       return;
@@ -146,14 +149,18 @@ void Transcript::SetLanguage(std::optional<int32_t> id, float probability) {
                                  .language_probability = probability});
 }
 
+void Transcript::AddTokens(Usage& usage) const {
+  usage.audio_ms = o_.audio_ms;
+  usage.prompt_tokens = prompt_tokens_;
+  usage.completion_tokens = completion_tokens_;
+}
+
 void Transcript::NextWindow() {
   window_ = transcription_->NextWindow();
   if (window_) return BeginSearch();
   search_.reset();
   Usage usage = spent_.usage;
-  usage.audio_ms = o_.audio_ms;
-  usage.prompt_tokens = prompt_tokens_;
-  usage.completion_tokens = completion_tokens_;
+  AddTokens(usage);
   queue_->Push(TranscribeFinished{.text = transcription_->Text(),
                                   .language = language_,
                                   .usage = usage,

@@ -63,7 +63,7 @@ class Transcript : public Publishable {
   void AskNext(const Spent& spent);  // the search is done: what it says, and the next window
   void AskAgain();                   // a new search over the same window
   // The stream ends with this, whatever is asked or answered. Idempotent.
-  void End(absl::Status status);
+  void End(absl::Status status, const Usage& spent);
   bool ready() const { return ready_.load(std::memory_order_acquire); }
 
   // The answer. REQUIRES: ready()
@@ -82,6 +82,7 @@ class Transcript : public Publishable {
   void Ask(Question question);
   AudioWindow MakeAudioWindow(int64_t begin, int64_t size) const;
   void SetLanguage(std::optional<int32_t> id, float probability);
+  void AddTokens(Usage& usage) const;  // what was asked and said so far
   void NextWindow();
   void BeginSearch();
   void FinishWindow();
@@ -97,7 +98,7 @@ class Transcript : public Publishable {
 
   std::mutex mu_;
   Question question_ = Question::kNone;  // guarded by mu_, as below
-  std::optional<absl::Status> end_;
+  std::optional<StreamEnd> end_;
   bool ended_ = false;
 
   std::atomic<bool> ready_{false};

@@ -190,6 +190,27 @@ TEST_F(ServiceTest, WhatACallCostIsInItsLastMessageAndInTheTrailingMetadata) {
   }
 }
 
+TEST_F(ServiceTest, ACallThatEndsEarlyStillTellsItsCost) {
+  Start();
+  v1::TranscribeRequest request;
+  request.set_audio(ModelFile("whisper-mini/morning.wav"));
+  grpc::ClientContext context;
+  auto reader = stub_->Transcribe(&context, request);
+  v1::TranscribeResponse response;
+  ASSERT_TRUE(reader->Read(&response));  // its first window is encoded, and the language known
+  engine_->Drain(std::chrono::steady_clock::now());  // has the rest cancelled
+  while (reader->Read(&response)) ASSERT_FALSE(response.has_finished()) << "it ended too soon";
+  EXPECT_EQ(reader->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+  const auto& trailing = context.GetServerTrailingMetadata();
+  for (const char* name : {"sensorium-encode-us", "sensorium-prefill-us"}) {
+    const auto found = trailing.find(name);
+    ASSERT_NE(found, trailing.end()) << name;
+    EXPECT_GT(std::stoll(std::string(found->second.data(), found->second.size())), 0) << name;
+  }
+  EXPECT_NE(trailing.find("sensorium-kv-block-ms"), trailing.end());
+  ExpectNothingOwned();
+}
+
 TEST_F(ServiceTest, ManyClientsAtOnceGetWhatEachGetsAlone) {
   Start();
   const std::vector<std::string> questions = {"How many red circles are there?",
