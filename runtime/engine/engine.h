@@ -79,6 +79,8 @@ struct EngineConfig {
   AudioLimits audio_limits;
   // Tests only: cuts each prefill chunk at a random length and shuffles the order within a step.
   uint64_t chaos_seed = 0;  // 0: off
+  // Tests only: in the guessed prices, those that measuring, or the first steps, begin with.
+  double first_prices = 1;
   // Tests only: called on the preparation thread before a request's decoding; may wait or throw.
   std::function<void()> before_preparation;
 };

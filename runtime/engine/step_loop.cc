@@ -1,6 +1,7 @@
 #include "runtime/engine/step_loop.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
@@ -9,6 +10,7 @@
 #include "runtime/base/status_macros.h"
 #include "runtime/engine/calibration.h"
 #include "runtime/engine/forward_pass.h"
+#include "runtime/scheduler/price_fields.h"
 #include "spdlog/spdlog.h"
 
 namespace sensorium {
@@ -82,7 +84,13 @@ absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
                            .optimistic = config_.optimistic_admission,
                            .chaos_seed = config_.chaos_seed};
   steps_.resize(models_.size());
-  for (const auto& model : models_) costs_.emplace_back(GuessPrices(*model));
+  for (const auto& model : models_) {
+    Prices prices = GuessPrices(*model);
+    ForEachPrice(prices, [&](const char*, int64_t& ps, int64_t, int64_t) {
+      ps = std::llround(static_cast<double>(ps) * config_.first_prices);
+    });
+    costs_.emplace_back(prices);
+  }
   TakeStepMemory();
   if (config_.calibrate) Calibrate();
   for (size_t m = 0; m < models_.size(); ++m) {

@@ -6,6 +6,7 @@
 #include "server/cli_bench_config.h"
 #include "server/cli_bench_report.h"
 #include "tests/runtime/scheduler/traced_run.h"
+#include "tests/server/run_command.h"
 
 namespace sensorium {
 namespace {
@@ -102,6 +103,9 @@ TEST(CliBenchTest, ReportsReadAsTextJsonAndAPage) {
   EXPECT_THAT(SimulationText(*setup, *run),
               AllOf(StartsWith("device cpu-mini; policy budget, 20000 us a step; seed 1\n"),
                     HasSubstr(" requests/s, "), HasSubstr("FIRST TOKEN"),
+                    ContainsRegex("; device [0-9.]+ % busy; "),
+                    ContainsRegex("; fairness 0\\.[0-9]+ .Jain, device time over weight"),
+                    HasSubstr("QUEUEING p50/p90/p99"),
                     ContainsRegex("found in the caches: [0-9.]+ % of the prompts' tokens, "
                                   "[0-9.]+ % of the pictures, - of the audio windows; "),
                     HasSubstr("\npicture "), HasSubstr("tenant other, weight 2000")));
@@ -109,6 +113,16 @@ TEST(CliBenchTest, ReportsReadAsTextJsonAndAPage) {
   const nlohmann::json json = nlohmann::json::parse(SimulationJson(*setup, *run));
   EXPECT_EQ(json["total"]["arrived"], run->report.total.arrived);
   EXPECT_EQ(json["total"]["inter_token"]["p99_us"], run->report.total.inter_token.QuantileUs(0.99));
+  const LatencyHistogram& queueing = run->report.total.queueing;
+  EXPECT_EQ(json["total"]["queueing"]["count"], queueing.count());
+  EXPECT_EQ(json["total"]["queueing"]["p99_us"], queueing.QuantileUs(0.99));
+  EXPECT_GT(queueing.QuantileUs(0.99), 0);
+  EXPECT_EQ(json["fairness"], run->report.fairness);
+  EXPECT_GT(run->report.fairness, 0.5);  // of two tenants: 1 / 2 if one had it all
+  EXPECT_LT(run->report.fairness, 1);
+  EXPECT_EQ(json["utilisation"], run->report.utilisation);
+  EXPECT_GT(run->report.utilisation, 0.1);
+  EXPECT_LE(run->report.utilisation, 1);
   EXPECT_GT(json["total"]["cache"]["cached_pictures"], 10);
   EXPECT_EQ(json["total"]["cache"]["pictures"], run->report.total.cache.pictures);
   EXPECT_EQ(json["tenants"].size(), 2u);
@@ -122,6 +136,43 @@ TEST(CliBenchTest, ReportsReadAsTextJsonAndAPage) {
                           HasSubstr("stated bound"), HasSubstr("&lt;b&gt;"), Not(HasSubstr("<b>")),
                           Not(HasSubstr("http://")), Not(HasSubstr("https://")),
                           Not(HasSubstr("nan,")), Not(HasSubstr("inf,")), Not(HasSubstr(">-0<"))));
+}
+
+TEST(CliBenchTest, ACsvsRequestsAreThoseThatTheCommandRuns) {
+  TemporaryFile csv;
+  csv.Write(
+      "time_ms,tenant,kind,image_crops,prompt_tokens,output_tokens\n"
+      "0,a,text,0,10,3\n5,b,picture,2,20,4\n5,a,text,0,30,5\n900,b,text,0,7,1\n");
+  const Outcome outcome = RunCommand({"bench", "simulate", "--csv", csv.path(), "--json"});
+  ASSERT_EQ(outcome.exit_code, 0) << outcome.err;
+  const nlohmann::json json = nlohmann::json::parse(outcome.out);
+  EXPECT_EQ(json["total"]["arrived"], 4);
+  EXPECT_EQ(json["total"]["completed"], 4);
+  ASSERT_EQ(json["kinds"].size(), 2u);
+  ASSERT_EQ(json["tenants"].size(), 2u);
+  EXPECT_EQ(json["tenants"][1]["name"], "b");
+  EXPECT_EQ(json["tenants"][1]["arrived"], 2);
+  const Outcome none = RunCommand({"bench", "simulate", "--csv", "/nowhere.csv"});
+  EXPECT_NE(none.exit_code, 0);
+  EXPECT_THAT(none.err, HasSubstr("/nowhere.csv"));
+}
+
+// The same rate on average, and more of a wait.
+TEST(CliBenchTest, BurstsAreASettingOfTheCommandsFile) {
+  TemporaryFile file;
+  const auto queueing = [&](const std::string& bursts) {
+    file.Write("arrivals: {rate: 3, duration_s: 200" + bursts + "}\nmix:\n  - {kind: text}\n");
+    const Outcome outcome =
+        RunCommand({"bench", "simulate", "--config", file.path(), "--max-batch-seqs", "4",
+                    "--max-waiting", "4000", "--json"});
+    EXPECT_EQ(outcome.exit_code, 0) << outcome.err;
+    const nlohmann::json json = nlohmann::json::parse(outcome.out);
+    EXPECT_EQ(json["total"]["completed"], json["total"]["arrived"]);
+    EXPECT_NEAR(json["total"]["arrived"].get<double>(), 600, 250);
+    return json["total"]["queueing"]["p99_us"].get<double>();
+  };
+  const double steady = queueing("");
+  EXPECT_GT(queueing(", on_s: 4, off_s: 12"), 2 * steady);
 }
 
 TEST(CliBenchTest, AProfileThatNobodyMeasuredSaysSo) {

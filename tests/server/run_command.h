@@ -8,6 +8,7 @@
 #include "CLI/CLI.hpp"
 #include "gtest/gtest.h"
 #include "server/cli.h"
+#include "server/cli_bench.h"
 
 namespace sensorium {
 
@@ -24,6 +25,7 @@ inline Outcome RunCommand(std::vector<std::string> arguments) {
   AddTranscribeCommand(app, outcome.exit_code);
   AddModelsCommand(app, outcome.exit_code);
   AddProbeCommand(app, outcome.exit_code);
+  AddBenchCommand(app, outcome.exit_code);
   testing::internal::CaptureStdout();
   testing::internal::CaptureStderr();
   std::reverse(arguments.begin(), arguments.end());  // as CLI11 takes a vector

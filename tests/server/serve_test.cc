@@ -122,12 +122,13 @@ TEST(ServeTest, ItsTraceNamesEveryRequestAndReplaysDecisionByDecision) {
 }
 
 // From the metadata of a call to the weight that the scheduler charges it by.
-TEST(ServeTest, TheTenantThatACallNamesHasItsConfiguredWeight) {
+TEST(ServeTest, TheTenantThatACallNamesHasItsConfiguredWeightAndLimits) {
   const std::string base = ::testing::TempDir() + "/serve_test_" + std::to_string(getpid());
   const std::string config = base + ".yaml", trace = base + ".trace";
   std::ofstream(config) << "models:\n  - name: molmo-mini\n    path: "
                         << SENSORIUM_SOURCE_DIR "/config/models/molmo-mini\n"
-                        << "tenants:\n  - {name: silver, weight: 0.5}\n  - {name: gold, weight: 3}\n";
+                        << "tenants:\n  - {name: gold, weight: 3}\n  - {name: silver, weight: 0.5, "
+                        << "max_waiting: 5, max_running: 2, max_blocks: 40}\n";
   std::map<std::string, std::string> tenant_of;  // by request id
   {
     ServeProcess server({"--config", config, "--listen", "127.0.0.1:0", "--trace", trace});
@@ -169,6 +170,12 @@ TEST(ServeTest, TheTenantThatACallNamesHasItsConfiguredWeight) {
     const std::string& tenant = tenant_of.at((*event)->request);
     const int32_t index = (*event)->spec.tenant;
     EXPECT_EQ(tenants[index].weight, weights.at(tenant)) << tenant;
+    const TenantOptions limits =
+        tenant == "silver" ? TenantOptions{.max_waiting = 5, .max_running = 2, .max_blocks = 40}
+                           : TenantOptions{};
+    EXPECT_EQ(tenants[index].max_waiting, limits.max_waiting) << tenant;
+    EXPECT_EQ(tenants[index].max_running, limits.max_running) << tenant;
+    EXPECT_EQ(tenants[index].max_blocks, limits.max_blocks) << tenant;
     EXPECT_EQ(index_of.emplace(tenant, index).first->second, index) << tenant;
   }
   EXPECT_EQ(arrivals, 5);

@@ -77,6 +77,15 @@ inline TranscribeRequest Hear(const std::string& file) {
   return request;
 }
 
+// The likeliest of three samples.
+inline TranscribeRequest Sampled(const std::string& file) {
+  TranscribeRequest request = Hear(file);
+  request.options.temperatures = {0.8f};
+  request.options.best_of = 3;
+  request.options.seed = 11;
+  return request;
+}
+
 struct Answer {
   std::vector<int32_t> ids;
   std::vector<float> logprobs;

@@ -1,7 +1,10 @@
 // What the scheduler, the caches and admission promise, on the bundled models through the engine.
+#include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <functional>
 #include <random>
+#include <set>
 
 #include "gmock/gmock.h"
 #include "runtime/scheduler/trace.h"
@@ -132,6 +135,50 @@ TEST(EngineCacheTest, AWindowWhoseFirstHearerIsSlowIsEncodedByTheSecond) {
     ExpectIdle(*engine);
     // Each window was encoded by one of them.
     EXPECT_EQ(engine->Stats().audio_miss_blocks, roomy->Stats().audio_miss_blocks);
+  }
+}
+
+// Crop by crop, so that others come while it is encoded; and nothing of its prompt is kept, so that
+// each of them needs its features.
+EngineConfig PictureConfig() {
+  EngineConfig config = SmallConfig();
+  config.models.resize(1);
+  config.prefix_cache = false;
+  config.max_encode_units = 1;
+  return config;
+}
+
+TEST(EngineCacheTest, TheSamePictureTwiceAtOnceIsEncodedOnce) {
+  const std::vector<std::string> questions = {"Describe this image.", "Where are the stars?",
+                                              "Point to the blue square.", "Describe this image."};
+  std::vector<Answer> alone;
+  auto engine = MakeEngine(PictureConfig());
+  for (const auto& q : questions) alone.push_back(AnswerTo(*engine, Ask(q, "wide.png")));
+  auto fresh = MakeEngine(PictureConfig());
+  std::vector<std::shared_ptr<GenerateQueue>> queues;
+  for (const auto& q : questions) queues.push_back(fresh->Generate(Ask(q, "wide.png")));
+  for (size_t i = 0; i < queues.size(); ++i) {
+    EXPECT_TRUE(One(Collect(*queues[i])) == alone[i]) << questions[i];
+  }
+  ExpectIdle(*fresh);
+  EXPECT_EQ(fresh->Stats().image_misses, 1);
+  EXPECT_EQ(fresh->Stats().image_hits, 3);
+}
+
+// Who waits for another's encode takes it over when that one goes.
+TEST(EngineCacheTest, APictureWhoseFirstAskerLeavesIsEncodedForTheSecond) {
+  auto engine = MakeEngine(PictureConfig());
+  const Answer alone = AnswerTo(*engine, Ask("Describe this image.", "wide.png"));
+  for (int i = 0; i < (kSanitized ? 2 : 6); ++i) {
+    auto fresh = MakeEngine(PictureConfig());
+    auto first = fresh->Generate(Ask("Where are the stars?", "wide.png"));
+    while (fresh->Stats().requests_running == 0) std::this_thread::yield();
+    auto second = fresh->Generate(Ask("Describe this image.", "wide.png"));
+    const int64_t then = fresh->Stats().steps;
+    while (fresh->Stats().steps < then + i) std::this_thread::yield();
+    first->Cancel();
+    EXPECT_TRUE(One(Collect(*second)) == alone) << "after " << i << " steps";
+    ExpectIdle(*fresh);
   }
 }
 
@@ -311,6 +358,90 @@ TEST(EngineCalibrationTest, PricesAreMeasuredAtTheStart) {
   }
 }
 
+// Begun with prices far from the truth, the scheduler soon predicts its steps better.
+TEST(EngineCalibrationTest, PricesAreRefinedByTheStepsThatRun) {
+  EngineConfig config = SmallConfig();
+  config.calibrate = false;
+  config.first_prices = kSanitized ? 0.2 : 0.02;
+  config.trace_path = testing::TempDir() + "/refined.trace";
+  {
+    auto engine = MakeEngine(config);
+    for (const char* text : {"Describe this image.", "How many red circles are there?",
+                             "Point to the blue square.", "Where are the stars?"}) {
+      for (const char* image : {"shapes.png", "portrait.png"}) AnswerTo(*engine, Ask(text, image));
+    }
+    ASSERT_TRUE(Collect(*engine->Transcribe(Hear("question.wav"))).ok());
+  }
+  auto reader = TraceReader::Open(config.trace_path);
+  ASSERT_TRUE(reader.ok()) << reader.status();
+  std::vector<double> errors;  // of each step: how often over or under, as a logarithm
+  std::set<int32_t> refined;
+  double predicted_us = 0;
+  while (true) {
+    const auto event = (*reader)->Next();
+    ASSERT_TRUE(event.ok()) << event.status();
+    if (*event == nullptr) break;
+    if ((*event)->kind == TraceEvent::Kind::kPrices) refined.insert((*event)->model);
+    if ((*event)->kind == TraceEvent::Kind::kPlan) {
+      predicted_us = static_cast<double>((*event)->plan.predicted_ns) / 1000;
+    }
+    if ((*event)->kind == TraceEvent::Kind::kCommit && (*event)->elapsed_us > 0) {
+      const auto elapsed_us = static_cast<double>((*event)->elapsed_us);
+      errors.push_back(std::abs(std::log(predicted_us / elapsed_us)));
+    }
+  }
+  EXPECT_THAT(refined, testing::ElementsAre(0, 1));
+  ASSERT_GT(errors.size(), 100u);
+  const auto median = [](std::vector<double> v) {
+    std::nth_element(v.begin(), v.begin() + static_cast<int64_t>(v.size() / 2), v.end());
+    return v[v.size() / 2];
+  };
+  const double first = median({errors.begin(), errors.begin() + 5});
+  const double last =
+      median({errors.begin() + static_cast<int64_t>(errors.size() / 2), errors.end()});
+  EXPECT_LT(last, first / 2);
+  std::printf("off by a factor of %.1f in the first steps, of %.2f in the last half\n",
+              std::exp(first), std::exp(last));
+}
+
+// What is spoken is heard by another model, on the same device and the same bill.
+TEST(EngineUsageTest, ASpokenQuestionsCostIsInItsUsage) {
+  auto engine = MakeEngine(SmallConfig());
+  GenerateRequest request = Ask("", "");
+  request.messages[0].parts.back() = {.kind = Part::Kind::kAudio,
+                                      .text = "",
+                                      .data = ReadFile(kModels + "/whisper-mini/question.wav"),
+                                      .language = ""};
+  const Answer spoken = AnswerTo(*engine, std::move(request));
+  const Answer written = AnswerTo(*engine, Ask(spoken.heard));
+  ASSERT_EQ(written.ids, spoken.ids);
+  EXPECT_EQ(written.usage.encode_device_us, 0);
+  EXPECT_GT(spoken.usage.encode_device_us, 0);
+  EXPECT_GT(spoken.usage.audio_ms, 0);
+  // The window's cross-attention is more than the few blocks of so short an answer.
+  EXPECT_GT(spoken.usage.kv_blocks_peak, written.usage.kv_blocks_peak);
+}
+
+// Its only word of what it cost.
+TEST(EngineUsageTest, ATranscriptionThatEndsEarlySaysWhatItCost) {
+  EngineConfig config = SmallConfig();
+  config.event_queue_limit = 1;
+  config.reader_timeout = std::chrono::milliseconds(50);
+  auto engine = MakeEngine(config);
+  auto unread = engine->Transcribe(Hear("morning.wav"));
+  while (unread->HasRoom()) std::this_thread::yield();
+  ExpectIdle(*engine);
+  TranscribeEvent event = unread->Pop();
+  while (!std::holds_alternative<StreamEnd>(event)) event = unread->Pop();
+  const StreamEnd& end = std::get<StreamEnd>(event);
+  EXPECT_EQ(end.status.code(), absl::StatusCode::kDeadlineExceeded);
+  ASSERT_TRUE(end.usage.has_value());
+  EXPECT_GT(end.usage->encode_device_us, 0);
+  EXPECT_GT(end.usage->prefill_device_us, 0);
+  EXPECT_GT(end.usage->kv_block_ms, 0);
+  EXPECT_GT(end.usage->audio_ms, 0);
+}
+
 TEST(EngineUsageTest, SaysWhatARequestCost) {
   auto engine = MakeEngine(SmallConfig());
   const Answer a = AnswerTo(*engine, Ask("Describe this image.", "wide.png"));
@@ -365,6 +496,7 @@ TEST(EngineAdmissionTest, PreemptedRequestsGiveTheSameBits) {
   for (const char* file : {"question.wav", "morning.wav"}) {
     recordings.push_back(Hear(file));
     recordings.back().options.beam_size = 3;
+    recordings.push_back(Sampled(file));
   }
   std::vector<std::vector<Answer>> alone;
   for (const auto& q : questions) alone.push_back(*Collect(*roomy->Generate(q)));

@@ -377,8 +377,8 @@ TEST_F(EngineTest, DrainingRefusesNewRequestsAndFinishesRunningOnes) {
             absl::StatusCode::kUnavailable);
 }
 
-// 32 mixed requests at once, in random orders, with random cuts of their prefill: each answer's tokens
-// and log-probabilities are those it gets alone, bit for bit.
+// 36 mixed requests at once, in random orders, with random cuts of their prefill: each answer's
+// tokens and log-probabilities are those it gets alone, bit for bit.
 TEST_F(EngineTest, AnswersAreTheSameBitsAloneAndInCompany) {
   std::vector<GenerateRequest> questions;
   const std::vector<std::string> texts = {
@@ -401,8 +401,10 @@ TEST_F(EngineTest, AnswersAreTheSameBitsAloneAndInCompany) {
     recordings.push_back(Hear(file));
     recordings.push_back(Hear(file));
     recordings.back().options.beam_size = 3;
+    recordings.push_back(Sampled(file));
   }
-  ASSERT_EQ(questions.size() + recordings.size(), 32u);
+  const int kQuestions = static_cast<int>(questions.size());
+  ASSERT_EQ(questions.size() + recordings.size(), 36u);
 
   std::vector<std::vector<Answer>> alone;
   for (const auto& q : questions) alone.push_back(*Collect(*engine_->Generate(q)));
@@ -417,16 +419,16 @@ TEST_F(EngineTest, AnswersAreTheSameBitsAloneAndInCompany) {
     config.chaos_seed = seed;
     config.max_batch_tokens = 96;
     auto engine = MakeEngine(config);
-    std::vector<int> order(32);
+    std::vector<int> order(questions.size() + recordings.size());
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), std::mt19937_64(seed));
     std::vector<std::shared_ptr<GenerateQueue>> answers(questions.size());
     std::vector<std::shared_ptr<TranscribeQueue>> transcripts(recordings.size());
     for (const int i : order) {
-      if (i < 24) {
+      if (i < kQuestions) {
         answers[i] = engine->Generate(questions[i]);
       } else {
-        transcripts[i - 24] = engine->Transcribe(recordings[i - 24]);
+        transcripts[i - kQuestions] = engine->Transcribe(recordings[i - kQuestions]);
       }
     }
     std::vector<std::thread> readers;
