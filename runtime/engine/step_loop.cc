@@ -112,6 +112,12 @@ absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
   spdlog::info("{}: {} KV blocks of {} KiB, workspace {} MiB", be_.description(),
                memory_.blocks->total(), memory_.block_bytes >> 10,
                memory_.workspace_buffer->size_bytes() >> 20);
+  for (const auto& model : models_) {
+    if (model->is_whisper()) continue;
+    spdlog::info("{}: {} image slots of {} KiB, {:.1f} MiB", model->name, config_.image_slots,
+                 model->FeatureSlotBytes() >> 10,
+                 static_cast<double>(config_.image_slots * model->FeatureSlotBytes()) / (1 << 20));
+  }
   return absl::OkStatus();
 }
 

@@ -23,7 +23,7 @@ void ParseKind(std::string_view text, WorkKind& out, FieldReader& fields) {
   if (!fields.ok()) return;
   const auto found = std::find(kWorkKindNames.begin(), kWorkKindNames.end(), text);
   if (found == kWorkKindNames.end()) {
-    return fields.Fail("a kind of work is none, encode, prefill or decode");
+    return fields.Fail("a kind of work is none, encode, prefill, decode or parked");
   }
   out = static_cast<WorkKind>(found - kWorkKindNames.begin());
 }
