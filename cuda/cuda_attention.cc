@@ -83,7 +83,7 @@ void CudaBackend::RunTasks(cuda::AttentionProblem problem, std::span<const Block
     all_tasks = pieces * static_cast<int64_t>(tiles_.size());
     all_merges = pieces > 1 ? static_cast<int64_t>(tiles_.size()) : 0;
     if (all_tasks > most_tasks || partial_rows > most_rows) {
-      throw cuda::NotRecordable{"its attention may need several pieces"};
+      return queue_.GiveUp("its attention may need several pieces");
     }
   }
   for (size_t tile = 0; tile < tiles_.size();) {
@@ -94,10 +94,16 @@ void CudaBackend::RunTasks(cuda::AttentionProblem problem, std::span<const Block
       cuda::MergeTask rows = tiles_[tile].rows;
       const int64_t keys = tiles_[tile].num_keys;
       const int64_t pieces = CeilDiv<int64_t>(keys, cuda::kSplitKeys);
+      if (pieces > 1 && tasks_.empty() && pieces * rows.num_rows > most_rows) {
+        // So long a context that not even one tile's pieces fit: its first rows alone. A row's bits
+        // do not depend on which rows share its tile.
+        rows.num_rows = static_cast<int32_t>(most_rows / pieces);
+        CHECK(rows.num_rows > 0 && queue_.plain()) << "scratch too small for " << keys << " keys";
+      }
       const int64_t partials = pieces > 1 ? pieces * rows.num_rows : 0;
       if (partial_rows + partials > most_rows ||
           static_cast<int64_t>(tasks_.size()) + pieces > most_tasks) {
-        CHECK(!tasks_.empty()) << "scratch or upload buffer too small for " << keys << " keys";
+        CHECK(!tasks_.empty()) << "upload buffer too small for " << keys << " keys";
         break;
       }
       if (pieces > 1) rows.partial = static_cast<int32_t>(partial_rows);
@@ -115,6 +121,11 @@ void CudaBackend::RunTasks(cuda::AttentionProblem problem, std::span<const Block
       }
       if (pieces > 1) merges_.push_back(rows);
       partial_rows += partials;
+      if (rows.num_rows < tiles_[tile].rows.num_rows) {
+        tiles_[tile].rows.first_row += rows.num_rows;
+        tiles_[tile].rows.num_rows -= rows.num_rows;
+        break;
+      }
     }
     if (!queue_.plain()) {
       tasks_.resize(static_cast<size_t>(all_tasks));

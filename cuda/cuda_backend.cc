@@ -68,9 +68,22 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
     constexpr cuda::MemoryUse kUse = cuda::MemoryUse::kWorkspace;
     const bool fast = options.determinism == Determinism::kFast;
     const bool graphs = options.graphs && !options.wait_after_each_op;
-    const size_t range_bytes = graphs ? options.graph_upload_bytes : 0;
-    size_t wanted = options.upload_bytes + range_bytes;
-    parts.uploads = Uploads::Create(options.upload_bytes, range_bytes, memory, *parts.queue);
+    // The host's part first: it is the smaller one, and which of the two is wanting must be told.
+    std::unique_ptr<cuda::PinnedBuffer> uploads, answers;
+    for (const auto& [buffer, bytes] :
+         {std::pair{&uploads, Uploads::PinnedBytes(options.upload_bytes,
+                                                   graphs ? options.graph_upload_bytes : 0)},
+          {&parts.downloads, options.download_bytes},
+          {&answers, options.answer_bytes}}) {
+      *buffer = cuda::PinnedBuffer::TryAllocate(bytes);
+      if (*buffer == nullptr) {
+        return absl::ResourceExhaustedError(absl::StrCat(
+            "pinned host memory: ", bytes, " bytes wanted, and the host does not give them"));
+      }
+    }
+    parts.answers = std::make_unique<cuda::TokenAnswers>(std::move(answers));
+    size_t wanted = uploads->size_bytes();
+    parts.uploads = Uploads::Create(options.upload_bytes, std::move(uploads), memory, *parts.queue);
     if (parts.uploads != nullptr) {
       wanted = options.scratch_bytes;
       parts.scratch = memory.TryAllocate(wanted, kUse);
@@ -87,22 +100,18 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
       parts.library = cuda::LibraryGemm::Create(*parts.library_workspace, *parts.queue);
       parts.convolutions = cuda::LibraryConv::Create(*parts.library_workspace, *parts.queue);
     }
-    parts.downloads = cuda::PinnedBuffer::TryAllocate(options.download_bytes);
-    if (parts.downloads == nullptr) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat(options.download_bytes, " bytes of pinned host memory are not to be had"));
-    }
-    parts.answers = cuda::TokenAnswers::Create(options.answer_bytes);
-    if (parts.answers == nullptr) {
-      return absl::ResourceExhaustedError(
-          absl::StrCat(options.answer_bytes, " bytes of pinned host memory are not to be had"));
-    }
     std::string description = absl::StrCat("cuda: ", name, fast ? ", fast products" : "",
                                            parts.convolutions != nullptr ? " and convolutions" : "",
                                            graphs ? ", graphs" : "");
     return std::unique_ptr<Backend>(
         new CudaBackend(options, std::move(description), std::move(parts)));
-  } catch (const std::exception& e) {
+  } catch (const cuda::CudaError& e) {
+    // A device so full that it has no room for what the driver needs is there, and somebody's
+    // mistake; one that does not work is as good as none.
+    const std::string what = absl::StrCat("the CUDA device cannot be opened: ", e.what());
+    return e.error() == cudaErrorMemoryAllocation ? absl::ResourceExhaustedError(what)
+                                                  : absl::FailedPreconditionError(what);
+  } catch (const std::exception& e) {  // the libraries'
     return absl::FailedPreconditionError(
         absl::StrCat("the CUDA device cannot be opened: ", e.what()));
   }
@@ -126,7 +135,10 @@ CudaBackend::CudaBackend(const CudaBackendOptions& options, std::string descript
       passes_(options.graphs && !options.wait_after_each_op
                   ? std::make_unique<cuda::RecordedPasses>(queue_, *uploads_)
                   : nullptr),
-      media_(std::make_unique<CudaMedia>(*this)) {}
+      media_(std::make_unique<CudaMedia>(*this)) {
+  tasks_.reserve(uploads_->capacity_bytes() / sizeof(cuda::AttentionTask));
+  merges_.reserve(uploads_->capacity_bytes() / sizeof(cuda::MergeTask));
+}
 
 CudaBackend::~CudaBackend() {
   cudaStreamSynchronize(queue_.stream());  // the buffers must outlive what is queued
@@ -142,8 +154,10 @@ void CudaBackend::Named(const char* name, absl::FunctionRef<void()> calls) {
   try {
     calls();
   } catch (const cuda::CudaError& e) {
+    answers_->Drop();  // whoever asked may be gone when something is waited for
     throw cuda::CudaError(e.error(), absl::StrCat(name, ", ", e.failed()), Suspects());
   } catch (const std::exception& e) {  // cuBLASLt's
+    answers_->Drop();
     throw std::runtime_error(absl::StrCat(name, ", ", e.what(), Suspects()));
   }
 }
@@ -166,7 +180,9 @@ void CudaBackend::Op(const char* name, absl::FunctionRef<void()> calls) {
 
 std::string CudaBackend::Suspects() const {
   if (queued_.counts().empty()) return "";
-  std::string text = "; or an op queued before it failed (CUDA_LAUNCH_BLOCKING=1 tells which):";
+  std::string text =
+      "; or an op queued before it failed (CUDA_LAUNCH_BLOCKING=1 with device.cuda_graphs: false "
+      "tells which):";
   for (const auto& [name, times] : queued_.counts()) absl::StrAppend(&text, " ", times, " ", name);
   return text;
 }
@@ -191,13 +207,16 @@ bool CudaBackend::DoRecordPass(const PassKey& key, absl::FunctionRef<void()> ops
 
 // ---- Waiting and time --------------------------------------------------------------------------
 
+void CudaBackend::ReserveStep(const StepLimits& limits) {
+  // Each sequence's last tile may not be full; query heads of a kv head are at most a tile's rows.
+  // An encoder's tiles are as many as its largest batch had, when that was rehearsed.
+  tiles_.reserve(static_cast<size_t>(limits.seqs) + static_cast<size_t>(limits.tokens));
+  answers_->Reserve(static_cast<size_t>(limits.choices), static_cast<size_t>(limits.seqs),
+                    uploads_->capacity_bytes());
+}
+
 void CudaBackend::WaitForAnswers() {
-  try {
-    queue_.Wait();
-  } catch (...) {
-    answers_->Drop();
-    throw;
-  }
+  queue_.Wait();
   answers_->Deliver();
   queued_.Clear();
   uploads_->Recycle();
@@ -220,6 +239,8 @@ int64_t CudaBackend::NanosBetween(int32_t from, int32_t to) {
 }
 
 // ---- Memory and weights ------------------------------------------------------------------------
+
+int64_t CudaBackend::most_vocab() const { return cuda::kMostVocab; }
 
 absl::StatusOr<std::unique_ptr<DeviceBuffer>> CudaBackend::Allocate(size_t size_bytes) {
   constexpr cuda::MemoryUse kUse = cuda::MemoryUse::kBuffers;

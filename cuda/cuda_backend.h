@@ -3,8 +3,16 @@
 //
 // Never run on hardware by this project's CI: executed by emulation (tests/cuda_emu), never timed.
 //
-// Batch invariance holds always: every kernel is our own, and a row's order of additions is fixed
-// by its own length. The headers of kernels/*.cu say how.
+// Batch invariance. kStrict: holds always, bit for bit: every kernel is our own, and a row's order
+// of additions is fixed by its own length; the headers of kernels/*.cu say how. kFast: our kernels'
+// still, attention and products of few rows among them; but where cuBLASLt makes a product, a row's
+// bits hang on the bucket that the number of rows falls into, though not on what is in the others
+// (library_gemm.h); and a convolution is made by the one engine of cuDNN that was chosen for its
+// shape (library_conv.h).
+//
+// The encoders' attention is our kernel in both modes and not cuDNN's: a row's order of sums is
+// ours to fix and to state, it is the kernel that decodes, and it is executed by emulation, where
+// of a library's there could only be a stand-in. How it compares with cuDNN's in time is not known.
 //
 // Memory is taken at Create: an arena of a share of the device's memory, from which weights and
 // buffers are cut, pinned buffers for what goes up and down, and scratch; an op that needs more
@@ -72,7 +80,8 @@ struct CudaBackendOptions {       // of device 0: CUDA_VISIBLE_DEVICES says whic
 class CudaBackend final : public Backend {
  public:
   // FAILED_PRECONDITION: no device, or one before compute capability 8.0. INVALID_ARGUMENT: a
-  // dtype that is neither float32 nor bfloat16. RESOURCE_EXHAUSTED: no memory for the buffers.
+  // dtype that is neither float32 nor bfloat16. RESOURCE_EXHAUSTED: no memory for the buffers, the
+  // device's or pinned, or none for the driver to begin with.
   static absl::StatusOr<std::unique_ptr<Backend>> Create(const CudaBackendOptions& options);
   ~CudaBackend() override;
 
@@ -80,8 +89,10 @@ class CudaBackend final : public Backend {
   absl::StatusOr<std::unique_ptr<DeviceBuffer>> Allocate(size_t size_bytes) override;
   std::unique_ptr<DeviceBuffer> UploadFloat32(ConstTensorView source) override;
   size_t KvBlockBytes(const KvLayout& layout) const override;
+  int64_t most_vocab() const override;
   MediaOps* media_ops() override;
   bool replays_passes() const override { return passes_ != nullptr; }
+  void ReserveStep(const StepLimits& limits) override;
   void Wait() override;
   void ReserveMarks(int32_t count) override;
   void Mark(int32_t i) override;
@@ -184,7 +195,7 @@ class CudaBackend final : public Backend {
   const std::unique_ptr<cuda::RecordedPasses> passes_;     // options_.graphs only
   cuda::OpCounts queued_;                                  // since the last wait
   const std::unique_ptr<MediaOps> media_;
-  // A call's tiles, each with its pieces; grow-only.
+  // A call's tiles, each with its pieces. Reserved: by ReserveStep, by what an upload holds.
   struct Tile {
     cuda::MergeTask rows;
     int32_t sequence, num_keys;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numbers>
 #include <utility>
 
@@ -167,33 +168,33 @@ void CudaMedia::Transform(float* spectra, const Tables& tables, const Recording&
                be_.queue_);
 }
 
-float CudaMedia::DoLoudest(const LogMelTables& of, const Recording& recording, int64_t begin,
-                           int64_t end) {
+void CudaMedia::DoListen(GreatestEnergy& greatest, const LogMelTables& of,
+                         const Recording& recording, int64_t begin, int64_t end) {
   const auto& tables = static_cast<const Tables&>(of);
-  end = std::min(end, recording.heard_frames(tables.n_fft(), tables.hop()));
-  if (begin >= end) return -10.0f;  // silence
-  float* greatest = nullptr;
-  be_.Op("Loudest", [&] {
+  be_.Op("Listen", [&] {
+    bool keep = std::isnan(greatest.host);
+    const float known = keep ? 0.f : greatest.host;
     const int64_t most = MostFrames(tables, sizeof(float));
     for (int64_t at = begin; at < end; at += most) {
       const int64_t n = std::min(most, end - at);
       cuda::Carve scratch(be_.scratch_->data());
-      greatest = scratch.Take<float>(1);
       auto* energies = scratch.Take<float>(n);
       auto* spectra = scratch.Take<float>(n * 2 * tables.bins());
       Transform(spectra, tables, recording, at, at + n);
       cuda::RowEnergies(energies, spectra, tables.bands(), n, be_.queue_);
-      cuda::GreatestEnergy(greatest, energies, n, /*first=*/at == begin, be_.queue_);
+      cuda::GreatestOf(greatest.device, energies, n, known, keep, be_.queue_);
+      keep = true;
     }
+    if (!be_.answers_->AskNumber(greatest.host, greatest.device, be_.queue_)) {
+      be_.WaitForAnswers();
+      CHECK(be_.answers_->AskNumber(greatest.host, greatest.device, be_.queue_));
+    }
+    greatest.host = std::numeric_limits<float>::quiet_NaN();  // behind what a wait has delivered
   });
-  float energy = 0;
-  be_.CopyToHost({&energy, 1}, ConstTensorView(reinterpret_cast<const std::byte*>(greatest),
-                                               DType::kFloat32, {1, 1}));
-  return energy <= 1e-10f ? -10.0f : std::log10(energy);
 }
 
 void CudaMedia::DoLogMel(TensorView y, const LogMelTables& of, const Recording& recording,
-                         int64_t begin, int64_t frames, float loudest) {
+                         int64_t begin, int64_t frames, const GreatestEnergy& greatest) {
   const auto& tables = static_cast<const Tables&>(of);
   be_.Op("LogMel", [&] {
     const int64_t heard = std::clamp<int64_t>(
@@ -208,7 +209,8 @@ void CudaMedia::DoLogMel(TensorView y, const LogMelTables& of, const Recording& 
       }
       const TensorView piece = y.Rows(at, at + rows);
       cuda::LogMel(cuda::RowsOf(piece), spectra, tables.bands(), rows, heard_rows, frames - at,
-                   loudest, be_.queue_);
+                   std::isnan(greatest.host) ? greatest.device : nullptr, greatest.host,
+                   be_.queue_);
     }
   });
 }

@@ -22,10 +22,10 @@ class CudaMedia final : public MediaOps {
   class Tables;
 
   std::unique_ptr<LogMelTables> DoMakeLogMel(const LogMelSource& source) override;
-  float DoLoudest(const LogMelTables& tables, const Recording& recording, int64_t begin,
-                  int64_t end) override;
+  void DoListen(GreatestEnergy& greatest, const LogMelTables& tables, const Recording& recording,
+                int64_t begin, int64_t end) override;
   void DoLogMel(TensorView y, const LogMelTables& tables, const Recording& recording, int64_t begin,
-                int64_t frames, float loudest) override;
+                int64_t frames, const GreatestEnergy& greatest) override;
   void DoResize(std::span<const ResizeTarget> targets, std::span<const uint8_t> pixels,
                 int64_t width, int64_t first_row) override;
   void DoCutCrop(TensorView y, ConstTensorView picture, int32_t x, int32_t y0,

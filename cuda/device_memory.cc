@@ -126,10 +126,12 @@ std::string DeviceMemory::Plan(size_t wanted_bytes, MemoryUse wanted_for) const 
 
 std::unique_ptr<PinnedBuffer> PinnedBuffer::TryAllocate(size_t size_bytes) {
   void* data = nullptr;
-  if (cudaMallocHost(&data, size_bytes) != cudaSuccess) {
-    cudaGetLastError();
+  const cudaError_t error = cudaMallocHost(&data, size_bytes);
+  if (error == cudaErrorMemoryAllocation) {
+    cudaGetLastError();  // it is answered here
     return nullptr;
   }
+  Check(error, "cudaMallocHost");
   return std::unique_ptr<PinnedBuffer>(new PinnedBuffer(static_cast<std::byte*>(data), size_bytes));
 }
 

@@ -80,7 +80,8 @@ class DeviceMemory {
 // Host memory that the device reads and writes by itself.
 class PinnedBuffer {
  public:
-  static std::unique_ptr<PinnedBuffer> TryAllocate(size_t size_bytes);  // null: not to be had
+  // null: the host has not that much to pin; throws CudaError when the device is broken.
+  static std::unique_ptr<PinnedBuffer> TryAllocate(size_t size_bytes);
   ~PinnedBuffer();
   PinnedBuffer(const PinnedBuffer&) = delete;
   PinnedBuffer& operator=(const PinnedBuffer&) = delete;

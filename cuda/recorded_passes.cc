@@ -63,14 +63,13 @@ bool RecordedPasses::Record(const PassKey& key, absl::FunctionRef<void()> ops) {
   Capture capture(queue_.stream());
   queue_.Record(pass.calls);
   recorded_ops_ = &pass.ops;
-  try {
-    pass.range_bytes = RunOps(ops, pass.range_begin, uploads_.range_bytes());
-  } catch (const NotRecordable& why) {
+  pass.range_bytes = RunOps(ops, pass.range_begin, uploads_.range_bytes());
+  queue_.Stop();
+  if (queue_.gave_up() != nullptr) {
     spdlog::warn("a pass of {} rows up to a context of {} is not recorded: {}", key.rows,
-                 key.context, why.reason);
+                 key.context, queue_.gave_up());
     return false;
   }
-  queue_.Stop();
   pass.graph = capture.Instantiate();
   CUDA_CHECK(cudaGraphUpload(pass.graph, queue_.stream()));
   range_used_ += pass.range_bytes;
@@ -85,16 +84,11 @@ bool RecordedPasses::Replay(const PassKey& key, absl::FunctionRef<void()> ops, O
   if (pass.replayed_at == queue_.waits()) queue_.Wait();  // its arrays may not have been read yet
   first_that_differs_ = nullptr;
   queue_.Compare(pass.calls);
-  const char* why_not = nullptr;
-  try {
-    RunOps(ops, pass.range_begin, pass.range_begin + pass.range_bytes);
-    if (!queue_.Stop()) {
-      why_not = first_that_differs_ == nullptr ? "it ends before" : first_that_differs_;
-    }
-  } catch (const NotRecordable& why) {
-    why_not = why.reason;
-  }
-  if (why_not != nullptr) {
+  RunOps(ops, pass.range_begin, pass.range_begin + pass.range_bytes);
+  if (!queue_.Stop()) {
+    const char* why_not = queue_.gave_up() != nullptr      ? queue_.gave_up()
+                          : first_that_differs_ != nullptr ? first_that_differs_
+                                                           : "it ends before";
     if (!std::exchange(pass.told, true)) {
       spdlog::warn("a pass of {} rows up to a context of {} is not the recorded one: {}", key.rows,
                    key.context, why_not);

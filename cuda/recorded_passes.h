@@ -27,6 +27,7 @@ namespace sensorium::cuda {
 // Ops by name and how many of each: who may have failed.
 class OpCounts {
  public:
+  OpCounts() { counts_.reserve(kMostOps); }
   void Add(const char* name, int64_t times) {
     for (auto& [known, n] : counts_) {
       if (known == name) return void(n += times);
@@ -40,6 +41,7 @@ class OpCounts {
   const std::vector<std::pair<const char*, int64_t>>& counts() const { return counts_; }
 
  private:
+  static constexpr size_t kMostOps = 64;  // there are fewer names; more would take memory
   std::vector<std::pair<const char*, int64_t>> counts_;
 };
 

@@ -15,10 +15,12 @@ static_assert(sizeof(TokenEdit) == sizeof(LogitEdit) &&
 static_assert(sizeof(Choice) % 8 == 0 && sizeof(ChoiceAnswer) % 8 == 0);
 static_assert(kMostLikeliest == TokenChoice::kMostLikeliest);
 
-std::unique_ptr<TokenAnswers> TokenAnswers::Create(size_t capacity_bytes) {
-  auto answers = PinnedBuffer::TryAllocate(capacity_bytes);
-  if (answers == nullptr) return nullptr;
-  return std::unique_ptr<TokenAnswers>(new TokenAnswers(std::move(answers)));
+void TokenAnswers::Reserve(size_t choices, size_t numbers, size_t upload_bytes) {
+  pending_.reserve(choices);  // an Ask has one choice at the least
+  numbers_.reserve(numbers);
+  choices_.reserve(choices);
+  packed_.reserve(4 * choices);  // banned twice, edits, asked
+  arrays_.reserve(upload_bytes / 2);
 }
 
 uint32_t TokenAnswers::Pack(std::span<const std::byte> array) {
@@ -99,7 +101,20 @@ size_t TokenAnswers::Ask(std::span<ChosenToken> chosen, ConstTensorView logits,
   return choices_.size();
 }
 
+bool TokenAnswers::AskNumber(float& to, const float* from, Queue& queue) {
+  constexpr size_t kBytes = 8;  // what lies behind it keeps its alignment
+  if (answers_->size_bytes() - used_ < kBytes) return false;
+  CUDA_CHECK(cudaMemcpyAsync(answers_->data() + used_, from, sizeof(float), cudaMemcpyDeviceToHost,
+                             queue.stream()));
+  numbers_.push_back({&to, used_});
+  used_ += kBytes;
+  return true;
+}
+
 void TokenAnswers::Deliver() {
+  for (const PendingNumber& number : numbers_) {
+    std::memcpy(number.to, answers_->data() + number.offset, sizeof(float));
+  }
   for (const Pending& pending : pending_) {
     const std::byte* at = answers_->data() + pending.offset;
     for (ChosenToken& chosen : pending.chosen) {
@@ -129,6 +144,7 @@ void TokenAnswers::Deliver() {
 
 void TokenAnswers::Drop() {
   pending_.clear();
+  numbers_.clear();
   used_ = 0;
 }
 

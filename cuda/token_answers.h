@@ -1,4 +1,4 @@
-// The host's side of ChooseTokens: what it sends to the device and what comes back.
+// What the device answers a step with: the host's side of ChooseTokens, and single numbers.
 #pragma once
 
 #include <cstddef>
@@ -21,15 +21,21 @@ namespace sensorium::cuda {
 // until the queue has been waited for. Engine thread only.
 class TokenAnswers {
  public:
-  static std::unique_ptr<TokenAnswers> Create(size_t capacity_bytes);  // null: not to be had
+  explicit TokenAnswers(std::unique_ptr<PinnedBuffer> answers) : answers_(std::move(answers)) {}
   TokenAnswers(const TokenAnswers&) = delete;
   TokenAnswers& operator=(const TokenAnswers&) = delete;
 
+  // So many choices and numbers are asked for until Deliver at most, through uploads of this size:
+  // no Ask takes memory then.
+  void Reserve(size_t choices, size_t numbers, size_t upload_bytes);
   // Queues as many of the choices as uploads, scratch and the room for answers take, at least one,
   // and says how many. 0: there is no room until Deliver. Their answers go to `chosen`.
   size_t Ask(std::span<ChosenToken> chosen, ConstTensorView logits,
              std::span<const TokenChoice> choices, Uploads& uploads, CudaBuffer& scratch,
              Queue& queue);
+  // Queues the copy of a number of the device's; it is at `to` behind Deliver. false: there is no
+  // room until then.
+  bool AskNumber(float& to, const float* from, Queue& queue);
   // Hands out what has come. REQUIRES: the queue was waited for since the last Ask
   void Deliver();
   // Nothing will come any more: the device broke.
@@ -40,13 +46,17 @@ class TokenAnswers {
     std::span<ChosenToken> chosen;
     size_t offset;  // of the first answer
   };
-  explicit TokenAnswers(std::unique_ptr<PinnedBuffer> answers) : answers_(std::move(answers)) {}
+  struct PendingNumber {
+    float* to;
+    size_t offset;
+  };
   // The offset of the array in arrays_, where the same span lies only once.
   uint32_t Pack(std::span<const std::byte> array);
 
   const std::unique_ptr<PinnedBuffer> answers_;
   size_t used_ = 0;  // of answers_
   std::vector<Pending> pending_;
+  std::vector<PendingNumber> numbers_;
   // Of one Ask; grow-only.
   struct Packed {
     std::span<const std::byte> array;

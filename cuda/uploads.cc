@@ -15,13 +15,16 @@ size_t Slackened(size_t bytes) {
 
 }  // namespace
 
-std::unique_ptr<Uploads> Uploads::Create(size_t capacity_bytes, size_t range_bytes,
-                                         DeviceMemory& memory, Queue& queue) {
-  const size_t bytes = Slackened(capacity_bytes) + range_bytes;
-  auto device = memory.TryAllocate(bytes, MemoryUse::kWorkspace);
+size_t Uploads::PinnedBytes(size_t capacity_bytes, size_t range_bytes) {
+  return Slackened(capacity_bytes) + range_bytes;
+}
+
+std::unique_ptr<Uploads> Uploads::Create(size_t capacity_bytes,
+                                         std::unique_ptr<PinnedBuffer> pinned, DeviceMemory& memory,
+                                         Queue& queue) {
+  CHECK_GE(pinned->size_bytes(), Slackened(capacity_bytes));
+  auto device = memory.TryAllocate(pinned->size_bytes(), MemoryUse::kWorkspace);
   if (device == nullptr) return nullptr;
-  auto pinned = PinnedBuffer::TryAllocate(bytes);
-  if (pinned == nullptr) return nullptr;
   return std::unique_ptr<Uploads>(
       new Uploads(std::move(pinned), std::move(device), Slackened(capacity_bytes), queue));
 }
@@ -33,13 +36,16 @@ Uploads::Uploads(std::unique_ptr<PinnedBuffer> pinned, std::unique_ptr<CudaBuffe
       capacity_bytes_(capacity_bytes),
       queue_(queue) {
   own_.end = capacity_bytes;
+  // An array takes kSlack at the least, so no more of them are ever remembered.
+  own_.sent.reserve(capacity_bytes / kSlack);
+  range_.sent.reserve(range_bytes() / kSlack);
 }
 
 void Uploads::Reserve(size_t bytes) {
   Region& r = *region_;
   r.asked = std::max(r.asked, r.used + bytes);
   if (r.used + bytes <= r.end - r.begin) return;
-  if (region_ == &range_) throw NotRecordable{"there is no room for its arrays"};
+  if (region_ == &range_) return queue_.GiveUp("there is no room for its arrays");
   CHECK_LE(bytes, capacity_bytes()) << "arrays of one op, against the upload buffer";
   queue_.Wait();
   Recycle();
@@ -48,6 +54,7 @@ void Uploads::Reserve(size_t bytes) {
 const std::byte* Uploads::PutBytes(std::span<const std::byte> bytes, const void* owner) {
   Region& r = *region_;
   if (bytes.empty()) return device_->data();
+  if (region_ == &range_ && queue_.gave_up() != nullptr) return device_->data();  // nobody reads it
   if (owner != nullptr) {
     for (const Sent& s : r.sent) {
       if (s.owner == owner && s.bytes == bytes.size() &&

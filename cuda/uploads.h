@@ -22,17 +22,19 @@ namespace sensorium::cuda {
 // Nothing is copied until the whole range is (SendRange). Engine thread only.
 class Uploads {
  public:
-  // Device and pinned memory for `capacity_bytes`, and `range_bytes` for all ranges together. null
-  // when that much of either is not to be had.
-  static std::unique_ptr<Uploads> Create(size_t capacity_bytes, size_t range_bytes,
-                                         DeviceMemory& memory, Queue& queue);
+  // PinnedBytes(..) of `pinned` and as much of the device's memory: for `capacity_bytes`, and for
+  // all ranges together what is left. null when the device has not that much.
+  static std::unique_ptr<Uploads> Create(size_t capacity_bytes,
+                                         std::unique_ptr<PinnedBuffer> pinned, DeviceMemory& memory,
+                                         Queue& queue);
+  static size_t PinnedBytes(size_t capacity_bytes, size_t range_bytes);
   Uploads(const Uploads&) = delete;
   Uploads& operator=(const Uploads&) = delete;
 
   size_t capacity_bytes() const { return capacity_bytes_; }
   // Makes room for arrays of together this size (and kSlack each), waiting for the queue if it
   // must. All Puts of one op follow one Reserve: a wait in between would take away the first ones.
-  // Throws NotRecordable in a range that has not so much room.
+  // In a range that has not so much room the queue gives up (Queue::GiveUp), and Put does nothing.
   void Reserve(size_t bytes);
   static constexpr size_t kSlack = 256;
 

@@ -61,8 +61,10 @@ log_mel.heard|kernels/log_mel.cu|s/row < heard \? (BandEnergy.*?) : 0\.f/$1/s
 log_mel.frames|kernels/log_mel.cu|s/if \(row < frames\)/if (true)/
 row_energies.bound|kernels/log_mel.cu|s/(row_energies_kernel\(float.*?m < bands\.mels)/$1 - 1/s
 row_energies.barrier|kernels/log_mel.cu|s/__syncthreads\(\);  \/\/ every warp.*\n//
-greatest_energy.first|kernels/log_mel.cu|s/first \? v : fmaxf\(v, \*greatest\)/fmaxf(v, *greatest)/
-greatest_energy.others|kernels/log_mel.cu|s/first \? v : fmaxf\(v, \*greatest\)/v/
+log_mel.greatest|kernels/log_mel.cu|s/greatest != nullptr \? \*greatest : known/known/
+greatest_energy.first|kernels/log_mel.cu|s/keep \? fmaxf\(v, \*greatest\) : v/fmaxf(v, *greatest)/
+greatest_energy.others|kernels/log_mel.cu|s/keep \? fmaxf\(v, \*greatest\) : v/v/
+greatest_energy.known|kernels/log_mel.cu|s/float v = known;/float v = 0.f;/
 greatest_energy.bound|kernels/log_mel.cu|s/i < n; i \+= kGreatestThreads/i < n - 1; i += kGreatestThreads/
 resize_columns.bound|kernels/picture.cu|s/(resize_columns_kernel\(float.*?const int end = )[^;]*/$1begin + kValues/s
 resize_rows.bound|kernels/picture.cu|s/(resize_rows_kernel\(float.*?const int64_t end = )[^;]*/$1begin + kValues/s
@@ -109,7 +111,7 @@ tests_of() {
     block_reduce.*) echo '*Norm*:*ChooseTokens*' ;;
     block_scan.*|choose_tokens.*) echo '*ChooseTokens*' ;;
     convert_rows.*) echo '*Copies*' ;;
-    pad_rows.*|finish_linear.*) echo '*Fast*' ;;
+    pad_rows.*|finish_linear.*) echo '*Fast*:*EndOfAProduct*' ;;
     embed_rows.*) echo '*Embed*' ;;
     gather_rows.*|scatter_add_rows.*|mean_rows.*) echo '*RowsAreGathered*' ;;
     rms_norm.*) echo '*RmsNorm*' ;;

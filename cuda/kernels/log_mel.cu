@@ -33,8 +33,10 @@ __device__ __forceinline__ float BandEnergy(const float* spectrum, const MelBand
 
 template <typename Y>
 __global__ void log_mel_kernel(Y* y, int64_t y_stride, const float* spectra, MelBands bands,
-                               int64_t heard, int64_t frames, float loudest) {
+                               int64_t heard, int64_t frames, const float* greatest, float known) {
   const int64_t row = blockIdx.x;
+  const float most = greatest != nullptr ? *greatest : known;
+  const float loudest = most <= 1e-10f ? -10.f : log10f(most);
   for (int m = threadIdx.x; m < bands.mels; m += kThreads) {
     float v = 0.f;
     if (row < frames) {
@@ -70,21 +72,21 @@ __global__ void row_energies_kernel(float* energies, const float* spectra, MelBa
 }
 
 __global__ void greatest_energy_kernel(float* greatest, const float* energies, int64_t n,
-                                       bool first) {
-  float v = 0.f;
+                                       float known, bool keep) {
+  float v = known;
   for (int64_t i = threadIdx.x; i < n; i += kGreatestThreads) v = fmaxf(v, energies[i]);
   v = BlockGreatest<kGreatestThreads / 32>(v);
-  if (threadIdx.x == 0) *greatest = first ? v : fmaxf(v, *greatest);
+  if (threadIdx.x == 0) *greatest = keep ? fmaxf(v, *greatest) : v;
 }
 
 }  // namespace
 
 void LogMel(Rows y, const float* spectra, const MelBands& bands, int64_t rows, int64_t heard,
-            int64_t frames, float loudest, Queue& queue) {
+            int64_t frames, const float* greatest, float known, Queue& queue) {
   if (rows == 0 || bands.mels == 0) return;
   WithType(y.type, [&]<typename Y>() {
     launch(log_mel_kernel<Y>, static_cast<unsigned>(rows), kThreads, 0, queue,
-           static_cast<Y*>(y.data), y.stride, spectra, bands, heard, frames, loudest);
+           static_cast<Y*>(y.data), y.stride, spectra, bands, heard, frames, greatest, known);
   });
 }
 
@@ -95,9 +97,10 @@ void RowEnergies(float* energies, const float* spectra, const MelBands& bands, i
          queue, energies, spectra, bands);
 }
 
-void GreatestEnergy(float* greatest, const float* energies, int64_t n, bool first, Queue& queue) {
+void GreatestOf(float* greatest, const float* energies, int64_t n, float known, bool keep,
+                Queue& queue) {
   launch(greatest_energy_kernel, 1, kGreatestThreads, kGreatestThreads / 32 * sizeof(float), queue,
-         greatest, energies, n, first);
+         greatest, energies, n, known, keep);
 }
 
 }  // namespace sensorium::cuda

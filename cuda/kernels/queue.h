@@ -63,11 +63,6 @@ class CallList {
   std::vector<std::unique_ptr<Call>> calls_;
 };
 
-// Thrown by what cannot be done the same way each time, while it is recorded or compared.
-struct NotRecordable {
-  const char* reason;
-};
-
 // One thread only.
 class Queue {
  public:
@@ -87,7 +82,10 @@ class Queue {
       same_ = same_ && compared_with_->Is(next_++, given...);
       return;
     }
-    if (recorded_in_ != nullptr) recorded_in_->Add(given...);
+    if (recorded_in_ != nullptr) {
+      if (gave_up_ != nullptr) return;
+      recorded_in_->Add(given...);
+    }
     call();
   }
 
@@ -99,8 +97,17 @@ class Queue {
   int64_t waits() const { return waits_; }
 
   // From here to Stop calls are remembered in `calls`, too; or not made, but compared with `calls`.
-  void Record(CallList& calls) { recorded_in_ = &calls; }
-  void Compare(const CallList& calls) { compared_with_ = &calls, same_ = true, next_ = 0; }
+  void Record(CallList& calls) { recorded_in_ = &calls, same_ = true, gave_up_ = nullptr; }
+  void Compare(const CallList& calls) {
+    compared_with_ = &calls, same_ = true, gave_up_ = nullptr, next_ = 0;
+  }
+  // By what cannot be done the same way each time: from here to Stop nothing is queued any more.
+  // Not an exception: a step that throws one takes memory. REQUIRES: not plain().
+  void GiveUp(const char* reason) {
+    if (gave_up_ == nullptr) gave_up_ = reason;
+    same_ = false;
+  }
+  const char* gave_up() const { return gave_up_; }  // since Record or Compare; null: nothing did
   bool plain() const { return recorded_in_ == nullptr && compared_with_ == nullptr; }
   bool same() const { return same_; }  // so far
   // Calls are made again. Whether the compared ones were the same, all of them.
@@ -117,6 +124,7 @@ class Queue {
   const CallList* compared_with_ = nullptr;
   size_t next_ = 0;  // call of compared_with_
   bool same_ = true;
+  const char* gave_up_ = nullptr;
 };
 
 }  // namespace sensorium::cuda

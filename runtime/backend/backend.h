@@ -113,6 +113,16 @@ class Backend {
   virtual std::string description() const = 0;
   DType dtype() const { return dtype_; }
 
+  // Once, at start: what a step will have at most, so that none takes memory of the host for it.
+  struct StepLimits {
+    int32_t seqs = 0, tokens = 0;
+    int32_t choices = 0;  // of tokens
+  };
+  virtual void ReserveStep(const StepLimits& limits) {}
+
+  // Ids that ChooseTokens can choose among; a model with more cannot be loaded.
+  virtual int64_t most_vocab() const { return INT32_MAX; }
+
   // Media into model input on the device, or null: the host does it, on threads of its own.
   virtual MediaOps* media_ops() { return nullptr; }
 

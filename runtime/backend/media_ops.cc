@@ -1,5 +1,8 @@
 #include "runtime/backend/media_ops.h"
 
+#include <algorithm>
+#include <cmath>
+
 #include "runtime/base/check.h"
 
 namespace sensorium {
@@ -21,20 +24,24 @@ std::unique_ptr<LogMelTables> MediaOps::MakeLogMel(const LogMelSource& source) {
   return DoMakeLogMel(source);
 }
 
-float MediaOps::Loudest(const LogMelTables& tables, const Recording& recording, int64_t begin,
-                        int64_t end) {
+void MediaOps::Listen(GreatestEnergy& greatest, const LogMelTables& tables,
+                      const Recording& recording, int64_t begin, int64_t end) {
   CHECK(recording.zeros_after >= 0 && 0 <= begin && begin <= end);
   CHECK_LE(end, recording.frames(tables.hop()));
-  return begin == end ? -10.0f : DoLoudest(tables, recording, begin, end);
+  CHECK(greatest.device != nullptr);
+  // Frames of nothing but zeros have no energy.
+  end = std::min(end, recording.heard_frames(tables.n_fft(), tables.hop()));
+  if (begin < end) DoListen(greatest, tables, recording, begin, end);
 }
 
 void MediaOps::LogMel(TensorView y, const LogMelTables& tables, const Recording& recording,
-                      int64_t begin, int64_t frames, float loudest) {
+                      int64_t begin, int64_t frames, const GreatestEnergy& greatest) {
   CHECK(y.rank() == 2 && IsFloat(y.dtype()));
   CHECK_EQ(y.dim(1), tables.mels());
   CHECK(recording.zeros_after >= 0 && 0 <= begin && 0 <= frames && frames <= y.rows());
   CHECK_LE(begin + frames, recording.frames(tables.hop()));
-  if (!y.empty()) DoLogMel(y, tables, recording, begin, frames, loudest);
+  CHECK(!std::isnan(greatest.host) || greatest.device != nullptr);
+  if (!y.empty()) DoLogMel(y, tables, recording, begin, frames, greatest);
 }
 
 void MediaOps::Resize(std::span<const ResizeTarget> targets, std::span<const uint8_t> pixels,

@@ -52,6 +52,15 @@ struct Recording {
   }
 };
 
+// The greatest mel energy of a recording so far, before the logarithm. The device has it at once,
+// the host when it has waited; whoever keeps the device's place may give it away then.
+struct GreatestEnergy {
+  float* device = nullptr;  // float32 [1] of the device's memory
+  // NaN from Listen until the device is waited for (Backend::Wait): then it is at `device` alone.
+  // Must stay where it is until then.
+  float host = 0;
+};
+
 // One axis of a resize: output k is the sum over i in [0, weights_at[k + 1] - weights_at[k]) of
 // weights[weights_at[k] + i] * input[first[k] + i]. Neither first[k] nor where it ends decreases.
 struct ResizeAxis {
@@ -82,13 +91,14 @@ class MediaOps {
   // ---- Sound -----------------------------------------------------------------------------------
   // Load time.
   std::unique_ptr<LogMelTables> MakeLogMel(const LogMelSource& source);
-  // The greatest log10(max(mel, 1e-10)) of frames [begin, end); -10 of none. Waits.
-  float Loudest(const LogMelTables& tables, const Recording& recording, int64_t begin, int64_t end);
+  // Frames [begin, end) are heard, too: `greatest` becomes what it was, or one of theirs.
+  void Listen(GreatestEnergy& greatest, const LogMelTables& tables, const Recording& recording,
+              int64_t begin, int64_t end);
   // y act [rows, mels]: row r is frame begin + r,
-  //   (max(log10(max(mel, 1e-10)), loudest - 8) + 4) / 4,
+  //   (max(log10(max(mel, 1e-10)), log10(max(greatest, 1e-10)) - 8) + 4) / 4,
   // as LogMelExtractor::Compute, and zeros from row `frames` on.
   void LogMel(TensorView y, const LogMelTables& tables, const Recording& recording, int64_t begin,
-              int64_t frames, float loudest);
+              int64_t frames, const GreatestEnergy& greatest);
 
   // ---- Pictures --------------------------------------------------------------------------------
   // Takes rows [first_row, first_row + n) of a picture, pixels uint8 [n, width, 3], into every
@@ -105,10 +115,10 @@ class MediaOps {
 
  private:
   virtual std::unique_ptr<LogMelTables> DoMakeLogMel(const LogMelSource& source) = 0;
-  virtual float DoLoudest(const LogMelTables& tables, const Recording& recording, int64_t begin,
-                          int64_t end) = 0;
+  virtual void DoListen(GreatestEnergy& greatest, const LogMelTables& tables,
+                        const Recording& recording, int64_t begin, int64_t end) = 0;
   virtual void DoLogMel(TensorView y, const LogMelTables& tables, const Recording& recording,
-                        int64_t begin, int64_t frames, float loudest) = 0;
+                        int64_t begin, int64_t frames, const GreatestEnergy& greatest) = 0;
   virtual void DoResize(std::span<const ResizeTarget> targets, std::span<const uint8_t> pixels,
                         int64_t width, int64_t first_row) = 0;
   virtual void DoCutCrop(TensorView y, ConstTensorView picture, int32_t x, int32_t y0,

@@ -1,5 +1,6 @@
 // Marks the part of a thread's work that takes nothing from the heap. Costs one thread-local store;
-// a test replaces malloc by one that aborts inside a mark (tests/runtime/engine/allocation_test.cc).
+// a test replaces malloc by one that aborts inside a mark
+// (tests/runtime/engine/allocation_test.cc).
 #pragma once
 
 namespace sensorium {
@@ -10,6 +11,10 @@ class NoAllocationScope {
   ~NoAllocationScope() { --depth_; }
   NoAllocationScope(const NoAllocationScope&) = delete;
   NoAllocationScope& operator=(const NoAllocationScope&) = delete;
+
+  // What a driver would do is done by something that takes memory, in tests of it alone: see
+  // tests/cuda_emu/allowed_allocation.h.
+  friend class AllowedAllocation;
 
   static bool Active() { return depth_ > 0; }  // on the calling thread
 

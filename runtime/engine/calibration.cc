@@ -103,11 +103,16 @@ void TryEncoder(LoadedModel& model, const CalibrationSpace& space, int32_t crops
       const int32_t stages = model.UnitsPerWindow();
       if (model.media) {  // a window's share of listening is a unit, too
         const int64_t samples = int64_t{c.window_frames()} * model.log_mel->hop();
+        const DeviceRecording unheard(std::vector<float>(samples, 0.1f), 0, *model.log_mel_tables,
+                                      c.window_frames());
+        DeviceRecording recording = unheard;  // stays where it is until the trial has waited
+        std::byte* state = model.RecordingState(space.encoder_state);
         trial({.encode_units = 1 + stages}, [&] {
-          DeviceRecording recording(std::vector<float>(samples, 0.1f), 0, *model.log_mel_tables,
-                                    c.window_frames());
-          recording.Listen(*model.media, recording.units_left());
-          const auto mel = [&](TensorView y) { recording.LogMel(*model.media, y, 0, y.rows()); };
+          recording = unheard;
+          recording.Listen(*model.media, recording.units_left(), state);
+          const auto mel = [&](TensorView y) {
+            recording.LogMel(*model.media, y, 0, y.rows(), state);
+          };
           model.whisper->EncodeStages(0, stages, x, mel, model.cross_kv, slots, space.workspace);
         });
       } else {
@@ -200,8 +205,8 @@ void TryForward(LoadedModel& model, const CalibrationSpace& space, int32_t rows,
       work.prefill_context = rows * (t * from + t * (t + 1) / 2);
     }
     trial(work, [&] {
-      const TensorView logits = RunForward(
-          space.backend, model, batch, {.logits = space.logits, .workspace = space.workspace});
+      const TensorView logits = RunForward(space.backend, model, batch,
+                                           {.logits = space.logits, .workspace = space.workspace});
       space.backend.ChooseTokens(chosen, logits, batch.choices());
     });
   }
@@ -252,11 +257,15 @@ std::vector<Sample> MeasureModel(LoadedModel& model, const CalibrationSpace& spa
 }
 
 void Rehearse(LoadedModel& model, const CalibrationSpace& space, int32_t max_crops) {
-  Record(model, space);
   const auto once = [&](const Work&, absl::FunctionRef<void()> run) {
     run();
     space.backend.Wait();
   };
+  // Plainly first, of the fewest rows and of the most: what a device loads or sets up when a kernel
+  // or a library is first asked for must not come while a pass is recorded.
+  TryForward(model, space, 1, 1, 0, once);
+  TryForward(model, space, std::min(space.max_batch_seqs, space.max_batch_tokens), 1, 0, once);
+  Record(model, space);
   const int32_t block_size = model.self_kv.layout.block_size;
   const int32_t cross_blocks = model.is_whisper()
                                    ? BlockTable::BlocksFor(model.whisper->config().audio_positions,

@@ -24,16 +24,19 @@ int32_t DeviceRecording::units_left() const {
   return static_cast<int32_t>((heard_ - listened_ + unit_frames_ - 1) / unit_frames_);
 }
 
-void DeviceRecording::Listen(MediaOps& ops, int32_t units) {
+void DeviceRecording::Listen(MediaOps& ops, int32_t units, std::byte* state) {
   CHECK_LE(units, units_left());
   const int64_t end = std::min(heard_, listened_ + units * unit_frames_);
-  loudest_ = std::max(loudest_, ops.Loudest(*tables_, recording(), listened_, end));
+  greatest_.device = reinterpret_cast<float*>(state);
+  ops.Listen(greatest_, *tables_, recording(), listened_, end);
   listened_ = end;
 }
 
-void DeviceRecording::LogMel(MediaOps& ops, TensorView y, int64_t begin, int64_t frames) const {
+void DeviceRecording::LogMel(MediaOps& ops, TensorView y, int64_t begin, int64_t frames,
+                             std::byte* state) const {
   CHECK_EQ(units_left(), 0);
-  ops.LogMel(y, *tables_, recording(), begin, frames, loudest_);
+  const GreatestEnergy greatest = {reinterpret_cast<float*>(state), greatest_.host};
+  ops.LogMel(y, *tables_, recording(), begin, frames, greatest);
 }
 
 // ---- Pictures ----------------------------------------------------------------------------------
@@ -42,7 +45,7 @@ namespace {
 
 // What goes up at once: against a crop's way through the encoder it is little, and a step that
 // waits for it is not longer than one that waits for a crop.
-constexpr int64_t kStripBytes = int64_t{4} << 20;
+constexpr auto kStripBytes = static_cast<int64_t>(kMediaUnitBytes);
 constexpr int64_t kChannels = 3;
 
 size_t CanvasBytes(int64_t width, int64_t height) {

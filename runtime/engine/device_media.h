@@ -15,6 +15,10 @@
 
 namespace sensorium {
 
+// What a unit of resizing sends up at most, where a picture's row is not larger than that; a unit
+// of listening (30 s of samples) is half of it.
+inline constexpr size_t kMediaUnitBytes = size_t{4} << 20;
+
 // A recording. Every frame of its spectrogram depends on the loudest one, so all of it is listened
 // to before the first window is made.
 class DeviceRecording {
@@ -26,10 +30,14 @@ class DeviceRecording {
   std::span<const float> samples() const { return samples_; }
   int64_t frames() const { return recording().frames(tables_->hop()); }
   int32_t units_left() const;
-  // The next units. REQUIRES: so many are left.
-  void Listen(MediaOps& ops, int32_t units);
-  // y act [rows, mels]: frames [begin, begin + frames), zeros behind them. REQUIRES: none is left.
-  void LogMel(MediaOps& ops, TensorView y, int64_t begin, int64_t frames) const;
+  // The next units. REQUIRES: so many are left. `state`: kStateBytes of the device's, which must
+  // keep what is there until the device is waited for, and until then must the recording stay where
+  // it is.
+  void Listen(MediaOps& ops, int32_t units, std::byte* state);
+  // y act [rows, mels]: frames [begin, begin + frames), zeros behind them. REQUIRES: none is left;
+  // the device was waited for since Listen, or `state` is what it had.
+  void LogMel(MediaOps& ops, TensorView y, int64_t begin, int64_t frames, std::byte* state) const;
+  static constexpr size_t kStateBytes = 64;
 
  private:
   Recording recording() const { return {.samples = samples_, .zeros_after = zeros_after_}; }
@@ -38,9 +46,9 @@ class DeviceRecording {
   int64_t zeros_after_;
   const LogMelTables* tables_;
   int64_t unit_frames_;
-  int64_t heard_;         // frames that are not silence
-  int64_t listened_ = 0;  // of them
-  float loudest_ = -10.0f;
+  int64_t heard_;            // frames that are not silence
+  int64_t listened_ = 0;     // of them
+  GreatestEnergy greatest_;  // its place on the device is the caller's
 };
 
 // A picture. Its rows are resized onto the two canvases that its crops are then cut from; these lie

@@ -17,6 +17,11 @@ namespace {
 
 constexpr char kPreprocessorFile[] = "preprocessor_config.json";
 
+// What the encoder has of a window between two of its stages: float32 [audio_positions, hidden].
+size_t WindowStateBytes(const WhisperConfig& c) {
+  return sizeof(float) * c.audio_positions * c.hidden;
+}
+
 // The file's text, checked to be a JSON object within bounds; "" when there is none.
 absl::StatusOr<std::string> ReadPreprocessor(const Checkpoint& checkpoint) {
   auto text = checkpoint.ReadFile(kPreprocessorFile);
@@ -160,8 +165,19 @@ void LoadedModel::MakeMediaOn(MediaOps& ops) {
 size_t LoadedModel::EncoderStateBytes() const {
   // A crop is one unit, cut from a picture that was resized before the first.
   if (!is_whisper()) return media ? DevicePicture::StateBytes(molmo->config.image) : 0;
-  const WhisperConfig& c = whisper->config();
-  return sizeof(float) * c.audio_positions * c.hidden;
+  return WindowStateBytes(whisper->config()) + (media ? DeviceRecording::kStateBytes : 0);
+}
+
+std::byte* LoadedModel::RecordingState(std::byte* encoder_state) const {
+  return encoder_state + WindowStateBytes(whisper->config());
+}
+
+absl::Status LoadedModel::FitsVocab(int64_t vocab, const Backend& backend,
+                                    const std::string& origin) {
+  if (vocab <= backend.most_vocab()) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat(origin, ": a vocabulary of ", vocab, " ids; this device (",
+                   backend.description(), ") chooses among ", backend.most_vocab(), " at most"));
 }
 
 absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(
@@ -189,6 +205,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadedModel::Load(
     return absl::UnimplementedError(
         absl::StrCat(origin, ": model_type is '", type, "'; this build serves molmo and whisper"));
   }
+  RETURN_IF_ERROR(FitsVocab(m.vocab_size(), backend, origin));
   m.info.name = name;
   if (config.contains("architectures") && config["architectures"].is_array() &&
       !config["architectures"].empty() && config["architectures"][0].is_string()) {

@@ -43,7 +43,7 @@ struct LoadedModel {
   std::optional<WhisperVocabulary> vocabulary;
   std::unique_ptr<LogMelExtractor> log_mel;
   std::unique_ptr<LogMelTables> log_mel_tables;  // the same on the device; null without `media`
-  KvCacheView cross_kv;  // block_size encoder positions a block
+  KvCacheView cross_kv;                          // block_size encoder positions a block
 
   KvCacheView self_kv;
 
@@ -66,7 +66,8 @@ struct LoadedModel {
   std::vector<std::pair<ContentHash, const void*>> windows_in_encoder;
   void TakeStepMemory(int32_t max_running);
 
-  // By rows, then by context; empty where the backend replays nothing. Set at start (forward_pass.h).
+  // By rows, then by context; empty where the backend replays nothing. Set at start
+  // (forward_pass.h).
   std::vector<DecodeShape> decode_shapes;
 
   int64_t expected_tokens =
@@ -76,6 +77,11 @@ struct LoadedModel {
   // Encode units are crops, or the stages of one audio window.
   int32_t UnitsPerWindow() const { return whisper->encode_stages(); }
   size_t EncoderStateBytes() const;  // what must survive between two stages or crops
+  // INVALID_ARGUMENT with both numbers: more ids than the backend chooses among. `origin`: the file
+  // that says so.
+  static absl::Status FitsVocab(int64_t vocab, const Backend& backend, const std::string& origin);
+  // A recording's part of it, behind the stages'. REQUIRES: Whisper, with `media`.
+  std::byte* RecordingState(std::byte* encoder_state) const;
 
   bool is_whisper() const { return whisper != nullptr; }
   int32_t vocab_size() const {

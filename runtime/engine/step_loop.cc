@@ -126,6 +126,8 @@ absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
 void StepLoop::TakeStepMemory() {
   const int32_t tokens = config_.max_batch_tokens;
   const int32_t seqs = config_.max_batch_seqs;
+  be_.ReserveStep(
+      {.seqs = seqs, .tokens = tokens, .choices = 2 * seqs * static_cast<int32_t>(models_.size())});
   for (size_t m = 0; m < models_.size(); ++m) {
     LoadedModel& model = *models_[m];
     int32_t blocks = BlockTable::BlocksFor(model.max_positions(), model.self_kv.layout.block_size);

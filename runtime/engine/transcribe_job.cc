@@ -210,11 +210,11 @@ JobWork TranscribeJob::Next() const {
 }
 
 // The window's frames, zeros behind them: y act [window_frames, mels].
-void TranscribeJob::FillMel(TensorView y) const {
+void TranscribeJob::FillMel(TensorView y, std::byte* state) const {
   const int64_t all = p_.content_frames + y.rows();  // with the silence behind the recording
   const int64_t frames = std::min({cross_size_, all - cross_begin_, y.rows()});
   if (p_.recording) {
-    p_.recording->LogMel(*model_.media, y, cross_begin_, frames);
+    p_.recording->LogMel(*model_.media, y, cross_begin_, frames, model_.RecordingState(state));
     return;
   }
   std::vector<float>& window = model_.window_mel;
@@ -228,12 +228,12 @@ void TranscribeJob::FillMel(TensorView y) const {
 void TranscribeJob::RunEncode(int32_t units, TensorView state, Workspace& workspace) {
   const WhisperConfig& c = model_.whisper->config();
   if (const int32_t listen = std::min(units, UnitsToListen()); listen > 0) {
-    p_.recording->Listen(*model_.media, listen);
+    p_.recording->Listen(*model_.media, listen, model_.RecordingState(state.bytes()));
     units -= listen;
     if (units == 0) return;
   }
   const int32_t begin = model_.UnitsPerWindow() - stages_left_;
-  const auto mel = [&](TensorView y) { FillMel(y); };
+  const auto mel = [&](TensorView y) { FillMel(y, state.bytes()); };
   const TensorView x(state.bytes(), DType::kFloat32, {c.audio_positions, c.hidden});
   model_.whisper->EncodeStages(begin, begin + units, x, mel, model_.cross_kv, cross_slots_,
                                workspace);

@@ -78,7 +78,7 @@ class TranscribeJob : public Job {
   // for its reader (parked_), or for another request that is encoding the same one.
   bool TakeWindow(const AudioWindow& window);
   void StopWriting();
-  void FillMel(TensorView y) const;
+  void FillMel(TensorView y, std::byte* state) const;
   // Units of the recording to be listened to before the first stage of a window.
   JobWork Next() const;
   int64_t WindowsFrom(int64_t frame) const;

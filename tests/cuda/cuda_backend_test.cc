@@ -39,11 +39,11 @@ TEST_F(CudaBackendTest, RefusesOtherTypes) {
 TEST_F(CudaBackendTest, AFullDeviceTellsThePlanOfMemoryAndNothingLeaks) {
   const char* kWanted[] = {"16.0 MiB wanted for workspace", "64.0 MiB wanted for workspace",
                            "32.0 MiB wanted for workspace"};  // uploads, scratch, cuBLASLt's
-  for (int n : {1, 2, 3}) {
+  for (int n : {4, 5, 6}) {                                   // behind the pinned buffers
     cuda_emu::FailAllocation(n);
     const absl::Status status = CudaBackend::Create({.determinism = Determinism::kFast}).status();
     EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
-    EXPECT_THAT(std::string(status.message()), HasSubstr(kWanted[n - 1]));
+    EXPECT_THAT(std::string(status.message()), HasSubstr(kWanted[n - 4]));
     EXPECT_EQ(cuda_emu::AllocatedBytes(), 0u);
   }
   const auto backend = Open();
@@ -110,6 +110,30 @@ TEST_F(CudaBackendTest, OneArenaIsTakenAtStartAndEveryBufferIsAPartOfIt) {
   EXPECT_EQ(full.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(full.message()), HasSubstr("of the 100.0 MiB taken at start"));
   EXPECT_EQ(cuda_emu::counters().device_allocations, before + 1);
+}
+
+// The host's memory that cannot be had is told apart from the device's.
+TEST_F(CudaBackendTest, AHostThatCannotPinSaysSoAndNothingOfTheDevicesPlan) {
+  const char* kWanted[] = {"16777216", "4194304", "2097152"};  // uploads, downloads, answers
+  for (int n : {1, 2, 3}) {
+    cuda_emu::FailAllocation(n);
+    const absl::Status status = CudaBackend::Create({}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+    EXPECT_EQ(std::string(status.message()), std::string("pinned host memory: ") + kWanted[n - 1] +
+                                                 " bytes wanted, and the host does not give them");
+    EXPECT_EQ(cuda_emu::AllocatedBytes(), 0u);
+  }
+}
+
+// Not even the driver finds room: there is a device, and it is somebody's mistake, not a machine
+// without one.
+TEST_F(CudaBackendTest, ADeviceWithoutRoomForTheDriverIsFullAndNotAbsent) {
+  cuda_emu::SetDeviceMemory(0);
+  const absl::Status status = CudaBackend::Create({.memory_share = 0.9}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_THAT(std::string(status.message()),
+              testing::AllOf(HasSubstr("the CUDA device cannot be opened: cudaStreamCreate"),
+                             HasSubstr("out of memory (cudaErrorMemoryAllocation)")));
 }
 
 TEST_F(CudaBackendTest, AnArenaThatCannotBeHadIsRefusedWithBothNumbers) {
@@ -204,6 +228,33 @@ TEST_F(CudaBackendTest, ASmallUploadBufferOnlyWaitsMoreOften) {
   const std::vector<float> got = y.Read();
   for (int r = 0; r < 50; ++r)
     for (int c = 0; c < 20; ++c) EXPECT_EQ(got[r * 20 + c], (r * 7 + c) % 50);
+}
+
+// The pieces of one tile of rows over a long context may not fit the scratch: fewer rows at once
+// then, down to one, and no bit changes.
+TEST_F(CudaBackendTest, ContextsTooLongForTheScratchAreAttendedToInFewerRows) {
+  constexpr int64_t kQueries = 70, kKeys = 1600, kDims = 64;  // four pieces
+  for (DType dtype : {kF32, kBf16}) {
+    const Matrix q = Matrix::Random(rng_, kQueries, kDims, dtype);
+    const Matrix k = Matrix::Random(rng_, kKeys, kDims, dtype);
+    const Matrix v = Matrix::Random(rng_, kKeys, kDims, dtype);
+    const auto run = [&](size_t scratch_bytes) {
+      const auto be = Open({.dtype = dtype, .scratch_bytes = scratch_bytes});
+      Matrix y(kQueries, kDims, dtype);
+      be->EncoderAttention(y.view().SplitColumns(1), q.view().SplitColumns(1),
+                           k.view().SplitColumns(1), v.view().SplitColumns(1), 1, 0.125f);
+      be->Wait();
+      return y;
+    };
+    const Matrix whole = run(size_t{1} << 20);
+    const size_t row_bytes = 4 * (kDims + 2) * sizeof(float);  // its four pieces
+    for (size_t rows : {1, 13, 64}) {
+      const Matrix cut = run(rows * row_bytes + 100);
+      for (int64_t r = 0; r < kQueries; ++r) {
+        ASSERT_TRUE(cut.SameRowBits(r, whole, r)) << r << ", " << rows << " rows at once";
+      }
+    }
+  }
 }
 
 // What a call to the device came to: the error's text, "" when nothing was thrown.

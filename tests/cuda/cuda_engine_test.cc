@@ -8,6 +8,7 @@
 #include "gtest/gtest.h"
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/engine/engine.h"
+#include "runtime/engine/loaded_model.h"
 #include "tests/cuda_emu/emulated_device.h"
 #include "tests/cuda_emu/emulator.h"
 #include "tests/sanitized.h"
@@ -180,6 +181,17 @@ TEST(CudaEngineMediaTest, ADeviceThatMakesNoMediaRefusesToBeToldTo) {
   const absl::Status status = Engine::Create(config, *std::move(cpu)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(status.message().find("leaves them to the host"), std::string::npos) << status;
+}
+
+TEST(CudaEngineVocabularyTest, MoreIdsThanTheDeviceChoosesAmongAreRefusedWithBothNumbers) {
+  const auto cuda = CudaBackend::Create({});
+  ASSERT_TRUE(cuda.ok());
+  EXPECT_TRUE(LoadedModel::FitsVocab(262144, **cuda, "config.json").ok());
+  const absl::Status status = LoadedModel::FitsVocab(262145, **cuda, "config.json");
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(std::string(status.message()),
+            "config.json: a vocabulary of 262145 ids; this device (cuda: emulated device (8.0), "
+            "graphs) chooses among 262144 at most");
 }
 
 // A device that breaks under load: what is in flight fails as UNAVAILABLE, and so does what comes.

@@ -54,11 +54,13 @@ Matrix Spectrogram(Backend& be, std::vector<float> samples, int64_t zeros, int32
   const auto tables =
       ops.MakeLogMel({.window = extractor.window(), .filters = filters, .hop = 160});
   DeviceRecording recording(std::move(samples), zeros, *tables, /*unit_frames=*/50);
+  Matrix state(1, DeviceRecording::kStateBytes / sizeof(float), kF32);
   while (recording.units_left() > 0) {
-    recording.Listen(ops, std::min(units, recording.units_left()));
+    recording.Listen(ops, std::min(units, recording.units_left()), state.view().bytes());
   }
   Matrix y(recording.frames() + 5, mels, kF32);
-  recording.LogMel(ops, y.view(), 0, recording.frames());
+  recording.LogMel(ops, y.view(), 0, recording.frames(), state.view().bytes());
+  be.Wait();  // the recording must stay until the device has said how loud it is
   for (int64_t m = 0; m < mels; ++m) EXPECT_EQ(y.Get(recording.frames() + 4, m), 0.0f);
   return y;
 }

@@ -131,6 +131,7 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t product, co
                               cublasLtMatrixLayout_t, void* d, cublasLtMatrixLayout_t d_layout,
                               const cublasLtMatmulAlgo_t* algo, void* workspace,
                               size_t workspace_bytes, cudaStream_t stream) {
+  const sensorium::AllowedAllocation allowed;
   const Layout A = *a_layout, B = *b_layout, D = *d_layout;
   const cublasLtMatmulAlgo_t right = cuda_emu::AlgorithmFor(*product, A, B, D);
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };

@@ -277,6 +277,7 @@ cudnnStatus_t cudnnBackendGetAttribute(cudnnBackendDescriptor_t node,
 
 cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t plan,
                                   cudnnBackendDescriptor_t pack) {
+  const sensorium::AllowedAllocation allowed;
   const CudnnNode* config =
       plan->final ? plan->Child(CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG) : nullptr;
   const CudnnNode* graph =

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace cuda_emu {
 
@@ -17,7 +18,14 @@ struct Counters {
 };
 Counters counters();
 
-// The n-th allocation of device memory from now on fails, n >= 1; 0: none does.
+struct LaunchShape {
+  int threads;          // of a block
+  size_t shared_bytes;  // dynamic
+};
+// From now on each launch is added to `to`, which is the caller's; null: none is.
+void RecordLaunches(std::vector<LaunchShape>* to);
+
+// The n-th allocation of device or pinned memory from now on fails, n >= 1; 0: none does.
 void FailAllocation(int n);
 // What cudaMemGetInfo says is free and there; an allocation of more fails.
 void SetDeviceMemory(size_t bytes);

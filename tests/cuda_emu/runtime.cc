@@ -60,6 +60,7 @@ struct Device {
   std::map<const std::byte*, size_t> pinned;
   std::set<Stream*> streams;
   int live_graphs = 0;  // of both kinds
+  std::vector<LaunchShape>* launches = nullptr;
 };
 Device device;
 
@@ -119,6 +120,7 @@ void CopyRows(std::byte* to, size_t to_pitch, const std::byte* from, size_t from
 }  // namespace
 
 Counters counters() { return device.counters; }
+void RecordLaunches(std::vector<LaunchShape>* to) { device.launches = to; }
 void FailAllocation(int n) { device.fail_allocation = n; }
 void SetDeviceMemory(size_t bytes) { device.memory_bytes = bytes; }
 size_t AllocatedBytes() { return device.allocated_bytes; }
@@ -139,6 +141,9 @@ cudaError_t Launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stre
   if (device.sticky != cudaSuccess) return Report(device.sticky);
   if (device.refuse_launch > 0 && --device.refuse_launch == 0) {
     return Report(cudaErrorInvalidConfiguration);
+  }
+  if (device.launches != nullptr) {
+    device.launches->push_back({static_cast<int>(block.x * block.y * block.z), shared_bytes});
   }
   const auto run = [=, kernel = std::move(kernel)] { RunGrid(grid, block, shared_bytes, kernel); };
   if (stream->capture == nullptr) {
@@ -252,6 +257,9 @@ cudaError_t cudaFree(void* p) {
 }
 cudaError_t cudaMallocHost(void** p, size_t bytes) {
   if (cuda_emu::Capturing()) return Report(cudaErrorStreamCaptureUnsupported);
+  if (device.fail_allocation > 0 && --device.fail_allocation == 0) {
+    return Report(cudaErrorMemoryAllocation);
+  }
   if (posix_memalign(p, 4096, bytes) != 0) return Report(cudaErrorMemoryAllocation);
   std::memset(*p, 0xff, bytes);
   device.pinned[static_cast<std::byte*>(*p)] = bytes;
@@ -268,6 +276,8 @@ cudaError_t cudaFreeHost(void* p) {
 }
 
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
+  // The first call that needs the driver's own memory on the device.
+  if (device.allocated_bytes >= device.memory_bytes) return Report(cudaErrorMemoryAllocation);
   *stream = new cuda_emu::Stream;
   device.streams.insert(*stream);
   return cudaSuccess;
@@ -278,6 +288,7 @@ cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+  const sensorium::AllowedAllocation allowed;
   if (cuda_emu::Capturing()) return Report(cudaErrorStreamCaptureUnsupported);
   ++device.counters.synchronisations;
   cuda_emu::Run(*stream);
@@ -293,6 +304,7 @@ cudaError_t cudaEventDestroy(cudaEvent_t event) {
   return cudaSuccess;
 }
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+  const sensorium::AllowedAllocation allowed;
   if (device.sticky != cudaSuccess) return Report(device.sticky);
   if (stream->capture != nullptr) cuda_emu::Fail("an event recorded in a graph has no time");
   event->reached.reset();
@@ -316,6 +328,7 @@ cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpy
 cudaError_t cudaMemcpy2DAsync(void* to, size_t to_pitch, const void* from, size_t from_pitch,
                               size_t row_bytes, size_t rows, cudaMemcpyKind kind,
                               cudaStream_t stream) {
+  const sensorium::AllowedAllocation allowed;
   if (device.sticky != cudaSuccess) return Report(device.sticky);
   auto* out = static_cast<std::byte*>(to);
   const auto* in = static_cast<const std::byte*>(from);
@@ -373,6 +386,7 @@ cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsig
 }
 cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return Report(device.sticky); }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream) {
+  const sensorium::AllowedAllocation allowed;
   if (device.sticky != cudaSuccess) return Report(device.sticky);
   if (cuda_emu::Capturing()) return Report(cudaErrorStreamCaptureUnsupported);
   if (device.refuse_launch > 0 && --device.refuse_launch == 0) {

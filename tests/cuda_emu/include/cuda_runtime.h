@@ -9,6 +9,7 @@
 
 #include <functional>
 
+#include "tests/cuda_emu/allowed_allocation.h"
 #include "tests/cuda_emu/emulator.h"
 #include "tests/cuda_emu/warp_operations.h"
 

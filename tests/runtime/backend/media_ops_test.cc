@@ -71,6 +71,32 @@ void ExpectLogMel(const Matrix& y, const reference::Array& energies, int64_t beg
   EXPECT_TRUE(y.PaddingUntouched());
 }
 
+// What is heard of a recording, on the device and, once that was waited for, on the host.
+class Heard {
+ public:
+  explicit Heard(Backend& be) : be_(be) { greatest.device = place_.view().as<float>(); }
+  Heard(const Heard&) = delete;
+  Heard& operator=(const Heard&) = delete;
+
+  // log10(max(greatest, 1e-10)) of all that was listened to. Waits.
+  float Loudest() {
+    be_.Wait();
+    return greatest.host <= 1e-10f ? -10.0f : std::log10(greatest.host);
+  }
+  GreatestEnergy greatest;
+
+ private:
+  Backend& be_;
+  Matrix place_{1, 1, kF32};
+};
+
+float Loudest(Backend& be, const LogMelTables& tables, const Recording& recording, int64_t begin,
+              int64_t end) {
+  Heard heard(be);
+  be.media_ops()->Listen(heard.greatest, tables, recording, begin, end);
+  return heard.Loudest();
+}
+
 TEST_P(OpsTest, LogMelMatchesTheReferenceInEveryBand) {
   MediaOps& ops = *be_->media_ops();
   struct Case {
@@ -89,18 +115,25 @@ TEST_P(OpsTest, LogMelMatchesTheReferenceInEveryBand) {
     const reference::Array energies = reference::MelEnergies(recording, front.source());
     const int64_t frames = recording.frames(c.hop);
     EXPECT_EQ(energies.rows, frames);
-    const float loudest = ops.Loudest(*tables, recording, 0, frames);
+    Heard heard(*be_), louder(*be_);
+    const float loudest = Loudest(*be_, *tables, recording, 0, frames);
     EXPECT_NEAR(loudest, reference::Loudest(energies), 1e-6 * std::fabs(loudest));
+    louder.greatest.host = std::pow(10.0f, loudest + 5);
     for (const DType act : Acts()) {
       Matrix y = Poisoned(frames + 3, c.mels, act);
-      ops.LogMel(y.view(), *tables, recording, 0, frames, loudest);
+      // Before the device was waited for, and behind it.
+      heard.greatest.host = 0;
+      ops.Listen(heard.greatest, *tables, recording, 0, frames);
+      EXPECT_TRUE(std::isnan(heard.greatest.host));
+      ops.LogMel(y.view(), *tables, recording, 0, frames, heard.greatest);
+      EXPECT_EQ(heard.Loudest(), loudest);
       ExpectLogMel(y, energies, 0, frames, loudest, act);
       // From the middle, some of it: and the floor is what the caller says it is.
       const int64_t begin = frames / 3, some = frames / 2;
       Matrix part = Poisoned(some + 1, c.mels, act);
-      ops.LogMel(part.view(), *tables, recording, begin, some, loudest);
+      ops.LogMel(part.view(), *tables, recording, begin, some, heard.greatest);
       for (int64_t r = 0; r < some; ++r) EXPECT_TRUE(part.SameRowBits(r, y, begin + r)) << r;
-      ops.LogMel(part.view(), *tables, recording, begin, some, loudest + 5);
+      ops.LogMel(part.view(), *tables, recording, begin, some, louder.greatest);
       ExpectLogMel(part, energies, begin, some, loudest + 5, act);
     }
   }
@@ -121,13 +154,15 @@ TEST_P(OpsTest, LogMelGivesWhatTheHostWouldGive) {
       const int64_t frames = recording.frames(160);
       const MelSpectrogram mel = front.extractor.Compute(samples, zeros);
       ASSERT_EQ(mel.frames, frames);
-      const float loudest = ops.Loudest(*tables, recording, 0, frames);
+      Heard heard(*be_);
+      ops.Listen(heard.greatest, *tables, recording, 0, frames);
+      const float loudest = heard.Loudest();
       if (frames == 0) {
         EXPECT_EQ(loudest, -10.0f);
         continue;
       }
       Matrix y = Poisoned(frames, 80, kF32);
-      ops.LogMel(y.view(), *tables, recording, 0, frames, loudest);
+      ops.LogMel(y.view(), *tables, recording, 0, frames, heard.greatest);
       for (int64_t t = 0; t < frames; ++t) {
         const float* row = mel.data.data() + t * 80;
         const float most = *std::max_element(row, row + 80);
@@ -150,23 +185,28 @@ TEST_P(OpsTest, TheLoudestValueDoesNotDependOnHowARecordingIsCut) {
   for (float& v : std::span(samples).first(samples.size() / 4)) v *= 8;
   const Recording recording = {samples, 1000};
   const int64_t frames = recording.frames(33);
-  const float whole = ops.Loudest(*tables, recording, 0, frames);
+  const float whole = Loudest(*be_, *tables, recording, 0, frames);
   // Of another call nothing is left.
-  EXPECT_LT(ops.Loudest(*tables, recording, frames / 2, frames), whole - 0.1f);
-  float greatest = -10;
+  EXPECT_LT(Loudest(*be_, *tables, recording, frames / 2, frames), whole - 0.1f);
+  // One call after the other; the device is waited for now and then.
+  Heard heard(*be_);
   for (int64_t begin = 0; begin < frames;) {
     const int64_t end = std::min(frames, begin + 1 + Below(600));
-    greatest = std::max(greatest, ops.Loudest(*tables, recording, begin, end));
+    ops.Listen(heard.greatest, *tables, recording, begin, end);
+    if (Below(2) == 0) {
+      be_->Wait();
+      *heard.greatest.device = 1e30f;  // the place is somebody else's: the host has it
+    }
     begin = end;
   }
-  EXPECT_EQ(greatest, whole);
-  EXPECT_EQ(ops.Loudest(*tables, recording, 5, 5), -10.0f);
+  EXPECT_EQ(heard.Loudest(), whole);
+  EXPECT_EQ(Loudest(*be_, *tables, recording, 5, 5), -10.0f);
   // Nothing but zeros: at the end of this one, and all of another.
-  EXPECT_EQ(ops.Loudest(*tables, recording, frames - 20, frames), -10.0f);
+  EXPECT_EQ(Loudest(*be_, *tables, recording, frames - 20, frames), -10.0f);
   std::fill(samples.begin(), samples.end(), 0.0f);
-  EXPECT_EQ(ops.Loudest(*tables, recording, 0, frames), -10.0f);
+  EXPECT_EQ(Loudest(*be_, *tables, recording, 0, frames), -10.0f);
   Matrix y = Poisoned(4, 23, kF32);
-  ops.LogMel(y.view(), *tables, recording, 1, 4, -10.0f);
+  ops.LogMel(y.view(), *tables, recording, 1, 4, {});
   for (int64_t m = 0; m < 23; ++m) EXPECT_EQ(y.Get(3, m), -1.5f);  // (-10 + 4) / 4
 }
 
@@ -188,7 +228,7 @@ TEST_P(OpsTest, TheLoudestValueIsLookedForInEveryBandAndFrame) {
     std::copy_n(&energies.values[begin * 40], some.values.size(), some.values.begin());
     const auto loudest = std::max_element(some.values.begin(), some.values.end());
     EXPECT_EQ(loudest - some.values.begin(), (end - begin) * 40 - 1);
-    EXPECT_NEAR(ops.Loudest(*tables, recording, begin, end), reference::Loudest(some), 1e-5);
+    EXPECT_NEAR(Loudest(*be_, *tables, recording, begin, end), reference::Loudest(some), 1e-5);
   }
 }
 

@@ -1,11 +1,6 @@
 // A build in which the engine's thread may not take memory in a step: malloc is replaced by one
 // that aborts there, operator new and every library with it, and says who asked.
-#include <execinfo.h>
-#include <unistd.h>
-
 #include <atomic>
-#include <cstdlib>
-#include <cstring>
 #include <new>
 #include <random>
 
@@ -15,54 +10,7 @@
 #include "runtime/engine/device_media.h"
 #include "runtime/media/log_mel.h"
 #include "tests/runtime/engine/engine_fixture.h"
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define SENSORIUM_OWN_MALLOC 0  // the sanitizers bring theirs
-#else
-#define SENSORIUM_OWN_MALLOC 1
-#endif
-
-#if SENSORIUM_OWN_MALLOC
-extern "C" {
-void* __libc_malloc(size_t size);
-void* __libc_calloc(size_t count, size_t size);
-void* __libc_realloc(void* p, size_t size);
-void* __libc_memalign(size_t alignment, size_t size);
-
-static void Forbid(size_t size) {
-  if (!sensorium::NoAllocationScope::Active()) return;
-  char text[] = "a step asked for memory\n";
-  if (write(STDERR_FILENO, text, sizeof text - 1) < 0) std::abort();
-  (void)size;
-  void* frames[48];
-  const int depth = backtrace(frames, 48);
-  backtrace_symbols_fd(frames, depth, STDERR_FILENO);
-  std::abort();
-}
-
-void* malloc(size_t size) {
-  Forbid(size);
-  return __libc_malloc(size);
-}
-void* calloc(size_t count, size_t size) {
-  Forbid(count * size);
-  return __libc_calloc(count, size);
-}
-void* realloc(void* p, size_t size) {
-  Forbid(size);
-  return __libc_realloc(p, size);
-}
-void* memalign(size_t alignment, size_t size) {
-  Forbid(size);
-  return __libc_memalign(alignment, size);
-}
-void* aligned_alloc(size_t alignment, size_t size) { return memalign(alignment, size); }
-int posix_memalign(void** p, size_t alignment, size_t size) {
-  *p = memalign(alignment, size);
-  return *p ? 0 : ENOMEM;
-}
-}
-#endif
+#include "tests/runtime/engine/guarded_malloc.h"
 
 namespace sensorium {
 namespace {
@@ -100,12 +48,14 @@ class ModestMedia final : public MediaOps {
     return std::make_unique<LogMelTables>(
         n_fft, source.hop, static_cast<int64_t>(source.filters.size()) / (n_fft / 2 + 1));
   }
-  float DoLoudest(const LogMelTables&, const Recording&, int64_t, int64_t) override {
-    return static_cast<float>(++calls);
+  void DoListen(GreatestEnergy& greatest, const LogMelTables&, const Recording&, int64_t,
+                int64_t) override {
+    EXPECT_EQ(greatest.host, static_cast<float>(calls));
+    greatest.host = static_cast<float>(++calls);
   }
   void DoLogMel(TensorView, const LogMelTables&, const Recording&, int64_t, int64_t,
-                float loudest) override {
-    EXPECT_EQ(loudest, static_cast<float>(calls++));
+                const GreatestEnergy& greatest) override {
+    EXPECT_EQ(greatest.host, static_cast<float>(calls++));
   }
   void DoResize(std::span<const ResizeTarget> targets, std::span<const uint8_t>, int64_t,
                 int64_t) override {
@@ -134,8 +84,9 @@ TEST_F(AllocationTest, MediaOnTheirWayToTheDeviceTakeNone) {
   const int32_t units = recording.units_left();
   EXPECT_EQ(units, 4);  // of 313 frames that are not silence
   const NoAllocationScope scope;
-  while (recording.units_left() > 0) recording.Listen(media, 1);
-  recording.LogMel(media, TensorView(mel.data(), DType::kFloat32, {300, 80}), 20, 280);
+  while (recording.units_left() > 0) recording.Listen(media, 1, state.data());
+  recording.LogMel(media, TensorView(mel.data(), DType::kFloat32, {300, 80}), 20, 280,
+                   state.data());
   picture.Resize(media, 0, picture.units(), state.data());
   picture.CutCrops(media, 1, state.data(),
                    TensorView(patches.data(), DType::kFloat32, {2 * 576, 588}));
