@@ -3,7 +3,8 @@
 #
 #   bash tests/run.sh [PRESET] [ctest arguments]    PRESET: cpu (default), cuda, asan or tsan
 #   bash tests/run.sh all [ctest arguments]    cpu, then the engine, op, media, loader and emulated
-#                                              CUDA tests again under asan and tsan; the default
+#                                              CUDA tests again under asan and tsan, and where
+#                                              nvcc is, what it makes of the kernels; the default
 #                                              where CI=true
 #   bash tests/run.sh PRESET -L '^emulated$'   what runs on the emulated CUDA device, in one of them
 set -euo pipefail
@@ -13,8 +14,11 @@ presets=(cpu)
 if [ $# -eq 0 ] && [ "${CI:-}" = true ]; then set -- all; fi
 case "${1:-}" in
   cpu|cuda|asan|tsan) presets=("$1"); shift ;;
-  all) presets=(cpu asan tsan); shift ;;
-  --help|-h) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  all)
+    presets=(cpu asan tsan)
+    if command -v nvcc >/dev/null; then presets+=(cuda); fi
+    shift ;;
+  --help|-h) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
 
 bash docker/install-deps.sh
@@ -25,7 +29,9 @@ if [ "$memory_gib" -lt "$jobs" ]; then jobs=$(( memory_gib > 1 ? memory_gib : 1 
 
 for preset in "${presets[@]}"; do
   chosen=() built=all
-  if [ ${#presets[@]} -gt 1 ] && [ "$preset" != cpu ]; then
+  if [ ${#presets[@]} -gt 1 ] && [ "$preset" = cuda ]; then
+    chosen=(-R '^cuda_(costs|refuses)') built=cuda_compiler_tests  # see tests/cuda/CMakeLists.txt
+  elif [ ${#presets[@]} -gt 1 ] && [ "$preset" != cpu ]; then
     chosen=(-L '^sanitized$') built=sanitized_tests  # see tests/CMakeLists.txt
   fi
   echo "tests: building preset $preset with $jobs jobs"

@@ -1,21 +1,28 @@
 #include "tests/cuda/costs_file.h"
 
+#include <algorithm>
 #include <cstdlib>
+#include <filesystem>
 #include <fstream>
+#include <regex>
 #include <sstream>
+#include <string_view>
+#include <vector>
 
 #include "gtest/gtest.h"
+#include "runtime/kv_cache/content_hash.h"
 
 namespace sensorium {
 namespace {
 
 const std::string kPath = std::string(SENSORIUM_SOURCE_DIR) + "/cuda/COSTS.md";
 
-std::string ReadCosts() {
+std::string ReadFile(const std::string& path) {
   std::ostringstream text;
-  text << std::ifstream(kPath).rdbuf();
+  text << std::ifstream(path).rdbuf();
   return text.str();
 }
+std::string ReadCosts() { return ReadFile(kPath); }
 
 // [begin, end) of a section's text; both npos when it is not there.
 struct Range {
@@ -35,6 +42,38 @@ std::string CostsSection(const std::string& title) {
   const std::string file = ReadCosts();
   const auto [begin, end] = Find(file, title);
   return begin == file.npos ? "" : file.substr(begin, end - begin);
+}
+
+std::string CodeOf(const std::string& text) {
+  std::string code, line;
+  for (std::istringstream lines(text); std::getline(lines, line);) {
+    std::istringstream words(line.substr(0, line.find("//")));
+    for (std::string word; words >> word;) code += (code.empty() ? "" : " ") + word;
+  }
+  return code;
+}
+
+std::string KernelSources() {
+  const std::string root = SENSORIUM_SOURCE_DIR;
+  std::vector<std::string> files = {root + "/cuda/primitives.cuh"};
+  for (const auto& file : std::filesystem::directory_iterator(root + "/cuda/kernels")) {
+    files.push_back(file.path().string());
+  }
+  std::sort(files.begin(), files.end());
+  ContentHasher hasher;
+  for (const std::string& file : files) {
+    hasher.Update(std::string_view(file).substr(root.size())).Update(CodeOf(ReadFile(file)));
+  }
+  // Flags and architectures.
+  for (const char* file : {"/CMakeLists.txt", "/cuda/CMakeLists.txt"}) {
+    std::istringstream lines(ReadFile(root + file));
+    for (std::string line; std::getline(lines, line);) {
+      if (std::regex_search(line, std::regex("CMAKE_CUDA|CUDA_FLAGS|-Xptxas"))) {
+        hasher.Update(CodeOf(line));
+      }
+    }
+  }
+  return hasher.Finish().hex().substr(0, 16);
 }
 
 void CheckCostsSection(const std::string& title, const std::string& text) {

@@ -11,4 +11,12 @@ std::string CostsSection(const std::string& title);
 // environment it writes the section anew instead.
 void CheckCostsSection(const std::string& title, const std::string& text);
 
+// The section that the compiler makes.
+inline constexpr char kCompilerSection[] = "Registers, shared memory, occupancy";
+// What names the sources and flags which the compiler makes of what that section says: the first
+// digits of a SHA-256 over their CodeOf.
+std::string KernelSources();
+// A file's text without comments ("//" to a line's end) and layout.
+std::string CodeOf(const std::string& text);
+
 }  // namespace sensorium

@@ -16,6 +16,7 @@
 
 #include "gtest/gtest.h"
 #include "tests/cuda/costs_file.h"
+#include "tests/cuda/kernel_launches.h"
 
 namespace sensorium {
 namespace {
@@ -31,44 +32,6 @@ constexpr Target kTargets[] = {{"sm_80", 8, 0, 2048, 164, 163},
                                {"sm_89", 8, 9, 1536, 100, 99},
                                {"sm_90a", 9, 0, 2048, 228, 227},
                                {"sm_100", 10, 0, 2048, 228, 227}};
-
-// How the launchers of cuda/kernels launch them at their largest: threads, and bytes of shared
-// memory.
-struct Launch {
-  const char* kernel;  // regular expression over the name without its namespace
-  int threads, shared_bytes;
-};
-constexpr Launch kLaunches[] = {
-    {"attention_mma_kernel<64>", 128, (64 + 4 * 64) * 72 * 2},
-    {"attention_mma_kernel<128>", 128, (64 + 4 * 32) * 136 * 2},
-    {"attention_plain_kernel", 128,
-     (16 * 128 + 32 * 129 + 32 * 128 + 16 * 32) * 4},  // head_dim 128
-    {"attention_merge_kernel", 128, 0},
-    {"linear_bf16_kernel<.*, 64>", 128, 3 * (64 + 64) * 40 * 2},
-    {"linear_bf16_kernel<.*, 16>", 128, 3 * (16 + 64) * 40 * 2},
-    {"linear_float32_kernel<64>", 256, 16 * (68 + 68) * 4},
-    {"linear_float32_kernel<16>", 256, 16 * (20 + 68) * 4},
-    {"(rms|layer)_norm_kernel<.*>", 256, 128},
-    {"log_mel_kernel<.*>", 128, 0},
-    {"row_energies_kernel", 128, 16},
-    {"greatest_energy_kernel", 256, 32},
-    {"resize_(columns|rows)_kernel", 128, 0},
-    {"cut_crop_kernel<.*>", 128, 0},
-    {"moe_route_kernel", 32, 0},
-    {"sort_pairs_kernel", 256, 0},
-    {"(convert|pad|embed|gather|scatter_add|mean)_rows_kernel<.*>", 128, 0},
-    {"(conv1d_windows|silu_mul|rope|store_kv)_kernel<.*>", 128, 0},
-    {"add_experts_kernel|finish_linear_kernel<.*>", 128, 0},
-    // Edits over 152064 ids
-    {"choose_tokens_kernel", 512, 2048 * 8 + 32 * 8 + 128 * 8 + 32 + 2 * 4752 * 4},
-};
-
-const Launch* LaunchOf(const std::string& kernel) {
-  for (const Launch& l : kLaunches) {
-    if (std::regex_match(kernel, std::regex(l.kernel))) return &l;
-  }
-  return nullptr;
-}
 
 // "rms_norm_kernel<float, __nv_bfloat16>" of a mangled name.
 std::string ShortName(const std::string& mangled) {
@@ -87,7 +50,7 @@ std::string ShortName(const std::string& mangled) {
   return name;
 }
 
-int BlocksPerMultiprocessor(const Target& t, const Launch& launch, int registers) {
+int BlocksPerMultiprocessor(const Target& t, const KernelLaunch& launch, int registers) {
   cudaOccDeviceProp device;
   device.computeMajor = t.major;
   device.computeMinor = t.minor;
@@ -141,12 +104,15 @@ std::string Table() {
   std::ostringstream out;
   out << "Compiled by CUDA " << CUDART_VERSION / 1000 << "." << CUDART_VERSION % 1000 / 10
       << ". No kernel spills or uses local memory: the build fails on either. Per target:\n"
-         "registers of a thread / blocks on a multiprocessor / share of its threads.\n\n"
+         "registers of a thread / blocks on a multiprocessor / share of its threads.\n"
+         "Of sources "
+      << KernelSources()
+      << ".\n\n"
          "| kernel | threads | shared bytes |";
   for (const Target& t : kTargets) out << " " << t.name << " |";
   out << "\n|---|---|---|---|---|---|---|\n";
   for (const auto& [kernel, by_target] : Registers()) {
-    const Launch* launch = LaunchOf(kernel);
+    const KernelLaunch* launch = LaunchOf(kernel);
     EXPECT_NE(launch, nullptr) << kernel << " has no row in kLaunches";
     if (launch == nullptr) continue;
     out << "| `" << kernel << "` | " << launch->threads << " | " << launch->shared_bytes << " |";
@@ -170,7 +136,7 @@ std::string CompilerOf(const std::string& table) {
 }
 
 TEST(CostsTest, TheTableSaysWhatTheCompilerSaid) {
-  const std::string title = "Registers, shared memory, occupancy";
+  const std::string title = kCompilerSection;
   const std::string now = Table(), kept = CostsSection(title);
   EXPECT_GT(std::count(now.begin(), now.end(), '\n'), 40) << "in " << SENSORIUM_PTXAS_INFO;
   const bool update = std::getenv("SENSORIUM_UPDATE_COSTS") != nullptr;
@@ -178,6 +144,47 @@ TEST(CostsTest, TheTableSaysWhatTheCompilerSaid) {
     GTEST_SKIP() << "another compiler counts differently: " << CompilerOf(now);
   }
   CheckCostsSection(title, now);
+}
+
+// What a kernel's instructions are, in PTX for compute capability 8.0: its entry's body.
+std::string PtxOf(const std::string& file, const std::string& kernel) {
+  std::ifstream in(std::string(SENSORIUM_PTX) + "/" + file + ".ptx");
+  std::string all, line;
+  bool inside = false;
+  while (std::getline(in, line)) {
+    if (line.find(".entry") != line.npos) inside = line.find(kernel) != line.npos;
+    if (inside) all += line + "\n";
+    if (line == "}") inside = false;
+  }
+  return all;
+}
+
+TEST(CostsTest, TheInstructionsAreThoseThatTheHeadersClaim) {
+  struct Claim {
+    const char *file, *kernel;
+    std::vector<std::string> instructions;
+  };
+  const std::vector<std::string> matrix_units = {
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16", "ldmatrix.sync.aligned.m8n8.x4.shared.b16",
+      "cp.async.cg.shared.global", "cp.async.wait_group"};
+  for (const Claim& claim :
+       {Claim{"linear", "linear_bf16_kernel", matrix_units},
+        Claim{"attention", "attention_mma_kernel", matrix_units},
+        Claim{"attention",
+              "attention_mma_kernel",
+              {"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16"}},
+        // 16 bytes of a weight at once, and of it in shared memory.
+        Claim{"linear",
+              "linear_float32_kernel",
+              {R"(ld(\.global(\.nc)?)?\.v4\.[fb]32)", R"(ld\.shared\.v4\.[fb]32)"}}}) {
+    const std::string ptx = PtxOf(claim.file, claim.kernel);
+    EXPECT_GT(ptx.size(), 1000u) << claim.kernel << " in " << SENSORIUM_PTX;
+    for (const std::string& instruction : claim.instructions) {
+      EXPECT_TRUE(std::regex_search(ptx, std::regex(instruction)))
+          << claim.kernel << " has no " << instruction;
+    }
+  }
+  EXPECT_EQ(PtxOf("linear", "linear_float32_kernel").find("mma.sync"), std::string::npos);
 }
 
 }  // namespace

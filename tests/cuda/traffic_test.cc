@@ -3,9 +3,11 @@
 #include <cuda_bf16.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -26,6 +28,8 @@
 #include "gtest/gtest.h"
 #include "tests/cuda/costs_file.h"
 #include "tests/cuda/kernel_costs.h"
+#include "tests/cuda/kernel_launches.h"
+#include "tests/cuda_emu/emulated_device.h"
 #include "tests/cuda_emu/traffic.h"
 
 namespace sensorium::cuda {
@@ -332,8 +336,8 @@ void AddSound(std::vector<Case>& cases) {
                    kAll,
                    {spectra + kAll * kMels * 2.0 + tables, kHeard * (num_weights * 5.0 + kMels)},
                    [=](Device& d) {
-                     LogMel(d.Out(kAll, kMels, kBf16), in(d), bands(d), kAll, kHeard, kAll, 0.f,
-                            d.queue());
+                     LogMel(d.Out(kAll, kMels, kBf16), in(d), bands(d), kAll, kHeard, kAll,
+                            d.Array(std::vector<float>{1.f}), 0.f, d.queue());
                    }});
   cases.push_back({"row_energies_kernel",
                    "80 mels",
@@ -347,7 +351,7 @@ void AddSound(std::vector<Case>& cases) {
   cases.push_back(
       {"greatest_energy_kernel", "3000 rows", "row", 3000, {3000 * 4.0 + 4, 3000}, [=](Device& d) {
          auto* energies = d.Array(std::vector<float>(3000, 2.f));
-         GreatestEnergy(d.Array(std::vector<float>(1)), energies, 3000, true, d.queue());
+         GreatestOf(d.Array(std::vector<float>(1)), energies, 3000, 0.f, false, d.queue());
        }});
 }
 
@@ -415,15 +419,14 @@ void AddPictures(std::vector<Case>& cases) {
 }
 
 // Two greedy choices with Whisper's bans, one draw with edits; the row is read once for each.
-void AddChoices(std::vector<Case>& cases) {
-  constexpr int kVocab = 51866;
+void AddChoices(std::vector<Case>& cases, int vocab = 51866) {
   struct Sent {
     int32_t banned[90] = {};
     TokenEdit edits[8] = {};
   };
   const auto run = [=](Device& d, Choice choice, int count) {
-    std::vector<float> row(kVocab);
-    for (int i = 0; i < kVocab; ++i) row[i] = static_cast<float>(i * 7919 % 1000) * 0.01f;
+    std::vector<float> row(vocab);
+    for (int i = 0; i < vocab; ++i) row[i] = static_cast<float>(i * 7919 % 1000) * 0.01f;
     Sent sent;
     for (int i = 0; i < 90; ++i) sent.banned[i] = i * 500;
     for (int i = 0; i < 8; ++i) sent.edits[i] = {i * 1000, 0.5f, 1.1f, 0.1f};
@@ -432,18 +435,18 @@ void AddChoices(std::vector<Case>& cases) {
     choice.banned[0] = offsetof(Sent, banned);
     choice.num_banned[0] = 90;
     choice.edits = offsetof(Sent, edits);
-    choice.range_from[0] = kVocab - 2, choice.range_to[0] = kVocab;
+    choice.range_from[0] = vocab - 2, choice.range_to[0] = vocab;
     std::vector<Choice> choices(count, choice);
     for (int i = 0; i < count; ++i) {
       choices[i].answer = static_cast<uint32_t>(i * AnswerBytes(choice.num_likeliest, 0));
     }
     auto* answers = d.Array(std::vector<double>(count * AnswerBytes(choice.num_likeliest, 0) / 8));
     ChooseTokens(d.Array(choices), count, reinterpret_cast<const std::byte*>(arrays),
-                 reinterpret_cast<std::byte*>(answers), kVocab, choice.num_edits > 0, d.queue());
+                 reinterpret_cast<std::byte*>(answers), vocab, choice.num_edits > 0, d.queue());
   };
   Choice greedy = {};
   greedy.timestamp_begin = -1;
-  const KernelCost cost = ChooseTokensCost(1, kVocab);
+  const KernelCost cost = ChooseTokensCost(1, vocab);
   cases.push_back({"choose_tokens_kernel", "greedy, 90 of 51866 ids banned", "choice", 1, cost,
                    [=](Device& d) { run(d, greedy, 1); }});
   Choice timed = greedy;
@@ -461,7 +464,7 @@ void AddChoices(std::vector<Case>& cases) {
                    1, cost, [=](Device& d) { run(d, drawn, 1); }});
 }
 
-TEST(TrafficTest, EachKernelMovesWhatItsHeaderSaysAndTheTableTellsTheRest) {
+std::vector<Case> AllCases() {
   std::vector<Case> cases;
   AddRows(cases);
   AddLinears(cases);
@@ -470,6 +473,10 @@ TEST(TrafficTest, EachKernelMovesWhatItsHeaderSaysAndTheTableTellsTheRest) {
   AddSound(cases);
   AddPictures(cases);
   AddChoices(cases);
+  return cases;
+}
+
+TEST(TrafficTest, EachKernelMovesWhatItsHeaderSaysAndTheTableTellsTheRest) {
   std::string table =
       "Counted while each kernel was executed by emulation (tests/cuda/traffic_test.cc), load by\n"
       "load. `least`: inputs and outputs once. `touched`: bytes of memory that were read or "
@@ -479,7 +486,7 @@ TEST(TrafficTest, EachKernelMovesWhatItsHeaderSaysAndTheTableTellsTheRest) {
       "one access and caches answer what was read before.\n\n"
       "| kernel | at | unit | least bytes a unit | FLOPs a unit | touched / least | asked / least "
       "|\n|---|---|---|---|---|---|---|\n";
-  for (const Case& c : cases) {
+  for (const Case& c : AllCases()) {
     SCOPED_TRACE(c.kernel + ", " + c.shape);
     cuda_emu::Traffic traffic;
     {
@@ -499,6 +506,51 @@ TEST(TrafficTest, EachKernelMovesWhatItsHeaderSaysAndTheTableTellsTheRest) {
     table += row;
   }
   CheckCostsSection("Bytes and operations", table);
+}
+
+// kernel_launches.h, which the occupancy in cuda/COSTS.md is computed from.
+TEST(TrafficTest, TheLaunchersAskForTheThreadsAndSharedMemoryThatTheTableHas) {
+  std::vector<Case> cases = AllCases();
+  // What is launched largest at other sizes than those above.
+  const auto add = [&](const char* kernel, std::function<void(Device&)> launch) {
+    cases.push_back({kernel, "at its largest", "", 1, {}, std::move(launch)});
+  };
+  add("attention_plain_kernel", [](Device& d) { RunAttention(d, {1, 9, 1, 1, 128, kF32}); });
+  add("rope_kernel", [](Device& d) {
+    Rope(d.Out(1, 256, kF32), d.Array(std::vector<int32_t>(1)),
+         d.Array(std::vector<float>(128, .5f)), 1, 1, 128, d.queue());
+  });
+  AddChoices(cases, 152064);
+
+  std::map<const KernelLaunch*, cuda_emu::LaunchShape> largest;
+  std::vector<cuda_emu::LaunchShape> launches;
+  for (const Case& c : cases) {
+    SCOPED_TRACE(c.kernel + ", " + c.shape);
+    launches.clear();
+    {
+      Device device;
+      cuda_emu::RecordLaunches(&launches);
+      c.launch(device);
+      cuda_emu::RecordLaunches(nullptr);
+      device.queue().Wait();
+      cuda_emu::TakeTraffic();
+    }
+    std::vector<std::string> kernels = {c.kernel.substr(0, c.kernel.find(", merge"))};
+    if (kernels[0] != c.kernel) kernels.push_back("attention_merge_kernel");
+    ASSERT_EQ(launches.size(), kernels.size());
+    for (size_t i = 0; i < kernels.size(); ++i) {
+      const KernelLaunch* in_table = LaunchOf(kernels[i]);
+      ASSERT_NE(in_table, nullptr) << kernels[i];
+      cuda_emu::LaunchShape& most = largest[in_table];
+      most.threads = std::max(most.threads, launches[i].threads);
+      most.shared_bytes = std::max(most.shared_bytes, launches[i].shared_bytes);
+    }
+  }
+  for (const KernelLaunch& l : kLaunches) {
+    SCOPED_TRACE(l.kernel);
+    EXPECT_EQ(largest[&l].threads, l.threads);
+    EXPECT_EQ(largest[&l].shared_bytes, static_cast<size_t>(l.shared_bytes));
+  }
 }
 
 }  // namespace

@@ -1,0 +1,28 @@
+// cuda/COSTS.md is made by the compiler where there is one. Where there is none it can still be
+// seen to be stale: it names the sources and flags that it was made from. Nothing is compiled or
+// run here; elsewhere the kernels are executed by emulation.
+#include <string>
+
+#include "gtest/gtest.h"
+#include "tests/cuda/costs_file.h"
+
+namespace sensorium {
+namespace {
+
+TEST(CostsSourcesTest, TheCompilersTableIsOfTheseSources) {
+  const std::string kept = CostsSection(kCompilerSection);
+  ASSERT_NE(kept, "");
+  EXPECT_NE(kept.find("Of sources " + KernelSources() + "."), std::string::npos)
+      << "the kernels or their flags changed since cuda/COSTS.md was made, and are now "
+      << KernelSources() << ": where nvcc is, cmake --preset cuda, cmake --build --preset cuda "
+      << "--target cuda cuda_costs_test, then SENSORIUM_UPDATE_COSTS=1 ctest --preset cuda -R "
+      << "cuda_costs_test, and commit the file";
+}
+
+TEST(CostsSourcesTest, CommentsAndLayoutAreNoSources) {
+  EXPECT_EQ(CodeOf("// a\nint  b;  // c\n\n  d();\n"), "int b; d();");
+  EXPECT_NE(CodeOf("int b;"), CodeOf("int c;"));
+}
+
+}  // namespace
+}  // namespace sensorium
