@@ -9,6 +9,7 @@
 // to tell.
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -29,6 +30,8 @@
 namespace sensorium {
 namespace {
 
+constexpr DType kBf16 = DType::kBFloat16, kF32 = DType::kFloat32;
+
 struct Peak {
   double bytes_per_us = 0;  // from the device's own memory clock and bus
   double flops_per_us = 0;  // dense bfloat16, NVIDIA's data sheets; 0: not in the list
@@ -40,10 +43,14 @@ Peak PeakOf(const std::string& device) {
   cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, 0);
   cudaDeviceGetAttribute(&bits, cudaDevAttrGlobalMemoryBusWidth, 0);
   peak.bytes_per_us = 2.0 * khz * 1e3 * bits / 8 / 1e6;  // two transfers a clock
+  // The first that the name has: "H100" would be "H100 PCIe" too, and "L4" "L40".
   const std::pair<const char*, double> kTeraflops[] = {
-      {"A100", 312}, {"L4", 121}, {"H100", 989}, {"H200", 989}, {"B200", 2250}};
+      {"H100 PCIe", 756}, {"H100 NVL", 835}, {"H100", 989}, {"H200", 989}, {"B200", 2250},
+      {"A100", 312},      {"L40S", 362},     {"L40", 181},  {"L4", 121}};
   for (const auto& [name, teraflops] : kTeraflops) {
-    if (device.find(name) != device.npos) peak.flops_per_us = teraflops * 1e6;
+    if (device.find(name) == device.npos) continue;
+    peak.flops_per_us = teraflops * 1e6;
+    break;
   }
   return peak;
 }
@@ -56,12 +63,23 @@ class Bench {
   }
 
   void Run() {
-    Linears();
+    Linears(kBf16);
     Rows();
+    MovedRows();
     Attention();
+    CrossAttention();
+    Convolution();
     Mixture();
     Choices();
     Media();
+  }
+  // Of a backend in float32: its products alone, whose peak is not that of the matrix units.
+  void RunFloat32() {
+    peak_.flops_per_us = 0;
+    Linears(kF32);
+  }
+  void Take(const Bench& other) {
+    rows_.insert(rows_.end(), other.rows_.begin(), other.rows_.end());
   }
   void AddDecode(const std::string& model);
   void Print() const;
@@ -119,9 +137,12 @@ class Bench {
     rows_.push_back(row);
   }
 
-  void Linears();
+  void Linears(DType type);
   void Rows();
+  void MovedRows();
   void Attention();
+  void CrossAttention();
+  void Convolution();
   void Mixture();
   void Choices();
   void Media();
@@ -136,10 +157,9 @@ class Bench {
   nlohmann::json rows_ = nlohmann::json::array();
 };
 
-constexpr DType kBf16 = DType::kBFloat16, kF32 = DType::kFloat32;
-
 // Molmo 7B-D: qkv and both halves of the MLP.
-void Bench::Linears() {
+void Bench::Linears(DType type) {
+  const auto element = static_cast<double>(SizeOf(type));
   struct Shape {
     const char* name;
     int64_t in, out;
@@ -149,11 +169,12 @@ void Bench::Linears() {
     const int64_t in = Size(s.in), out = Size(s.out);
     const auto w = Weight(out, in);
     for (int64_t rows : {1, 8, 64, 512}) {
-      const TensorView x = Array(kBf16, {Count(rows), in}), y = Array(kBf16, {Count(rows), out});
+      const TensorView x = Array(type, {Count(rows), in}), y = Array(type, {Count(rows), out});
       const double n = static_cast<double>(Count(rows)), i = static_cast<double>(in),
                    o = static_cast<double>(out);
-      Add("linear " + std::string(s.name) + ", " + std::to_string(rows) + " rows",
-          2 * (i * o + n * i + n * o), 2 * n * i * o, [&] { be_.Linear(y, x, *w); });
+      Add("linear " + std::string(s.name) + (type == kF32 ? " float32, " : ", ") +
+              std::to_string(rows) + " rows",
+          element * (i * o + n * i + n * o), 2 * n * i * o, [&] { be_.Linear(y, x, *w); });
     }
   }
 }
@@ -175,10 +196,85 @@ void Bench::Rows() {
       [&] { be_.Rope(h.SplitColumns(hidden / 64), positions, inv_freq); });
 }
 
+// Rows that are only moved, or added up: a step's embeddings, the features among them, the means of
+// a crop's patches.
+void Bench::MovedRows() {
+  const int64_t rows = Count(512), hidden = Size(3584), ids = small_ ? 50 : 152064;
+  const double n = static_cast<double>(rows * hidden);
+  const TensorView x = Array(kF32, {rows, hidden}), h = Array(kBf16, {rows, hidden}),
+                   pooled = Array(kBf16, {rows, hidden}),
+                   patches = Array(kBf16, {4 * rows, hidden});
+  std::vector<uint16_t> values(static_cast<size_t>(ids * hidden), 0x3c00);
+  const ConstTensorView part(reinterpret_cast<const std::byte*>(values.data()), kBf16,
+                             {ids, hidden});
+  const auto table = be_.MakeTable({&part, 1});
+  std::vector<int32_t> picked(rows), places(rows);
+  std::iota(places.begin(), places.end(), 0);
+  std::shuffle(places.begin(), places.end(), rng_);
+  for (int32_t& id : picked) {
+    id = static_cast<int32_t>(rng_() % static_cast<uint64_t>(ids));
+  }
+  Add("embed, 512 rows", 6 * n, n, [&] { be_.Embed(x, *table, picked, /*add=*/false); });
+  Add("gather_rows, 512 rows", 4 * n, n, [&] { be_.GatherRows(pooled, h, places); });
+  Add("scatter_add_rows, 512 rows", 10 * n, n, [&] { be_.ScatterAddRows(x, h, places); });
+  Add("mean_rows, 512 rows of 4", 10 * n, 4 * n, [&] { be_.MeanRows(pooled, patches, 4); });
+  Add("convert_rows, 512 rows", 6 * n, n, [&] { be_.Copy(h, x); });
+
+  const int32_t block = 16, kv_heads = 4, dims = 128;
+  const int64_t blocks = (rows + block - 1) / block;
+  const KvLayout layout = {
+      .layers = 1, .kv_heads = kv_heads, .head_dim = dims, .block_size = block};
+  const size_t stride = be_.KvBlockBytes(layout);
+  const TensorView arena = Array(kBf16, {blocks, static_cast<int64_t>(stride / 2)}),
+                   k = Array(kBf16, {rows, kv_heads * dims});
+  const KvCacheView kv = {arena.bytes(), stride, static_cast<int32_t>(blocks), layout};
+  const std::vector<int64_t> slots(places.begin(), places.end());
+  const auto moved = static_cast<double>(2 * rows * kv_heads * dims);
+  Add("store_kv, 512 rows", 4 * moved, moved,
+      [&] { be_.StoreKv(kv, 0, k.SplitColumns(kv_heads), k.SplitColumns(kv_heads), slots); });
+}
+
+// The second convolution of Whisper large's stem.
+void Bench::Convolution() {
+  const int64_t frames = small_ ? 50 : 3000, width = Size(1280), kernel = 3, stride = 2;
+  std::vector<float> values(static_cast<size_t>(width * width * kernel), 0.01f);
+  const auto w = be_.PackConv1d(
+      {reinterpret_cast<const std::byte*>(values.data()), kF32, {width, width, kernel}}, {});
+  const TensorView x = Array(kBf16, {frames, width}), y = Array(kBf16, {frames / stride, width});
+  const double n = static_cast<double>(frames), c = static_cast<double>(width);
+  Add("conv1d, Whisper large's second", 2 * (n * c + n / 2 * c + 3 * c * c), 2 * n / 2 * c * c * 3,
+      [&] { be_.Conv1d(y, x, *w, 1, kernel, stride, Activation::kGelu); });
+}
+
+// Whisper large: 20 heads of each new token over a window's 1500 positions, which lie in blocks.
+void Bench::CrossAttention() {
+  const int32_t keys = static_cast<int32_t>(Size(1500)), block = 16, dims = 64,
+                heads = static_cast<int32_t>(Count(20)), blocks = (keys + block - 1) / block;
+  const KvLayout layout = {.layers = 1, .kv_heads = heads, .head_dim = dims, .block_size = block};
+  const size_t stride = be_.KvBlockBytes(layout);
+  for (int32_t seqs : {1, 8}) {
+    const int32_t n = static_cast<int32_t>(Count(seqs));
+    const TensorView arena = Array(kBf16, {n * blocks, static_cast<int64_t>(stride / 2)}),
+                     q = Array(kBf16, {n, heads * dims});
+    const KvCacheView kv = {arena.bytes(), stride, n * blocks, layout};
+    std::vector<BlockId> tables(n * blocks);
+    std::iota(tables.begin(), tables.end(), 0);
+    std::vector<int32_t> start(n + 1), length(n, keys);
+    std::iota(start.begin(), start.end(), 0);
+    const AttentionBatch batch = {start, length, tables, blocks};
+    const double read = double{1} * n * keys * heads * dims;
+    Add("cross_attention, decode of " + std::to_string(seqs) + " at 1500",
+        4 * read + 4.0 * n * heads * dims, 4 * read, [&] {
+          be_.PagedAttention(q.SplitColumns(heads), q.SplitColumns(heads), kv, 0, batch, 0.125f,
+                             /*causal=*/false);
+        });
+  }
+}
+
 // Molmo 7B-D's decoder, ViT-L at 336 pixels, Whisper large's encoder.
 void Bench::Attention() {
-  const int32_t context = static_cast<int32_t>(Size(2048)), block = 16, dims = 128, kv_heads = 4,
-                heads = 28, seqs = static_cast<int32_t>(Count(8)), blocks = context / block;
+  const int32_t most = static_cast<int32_t>(Size(8192)), block = 16, dims = 128, kv_heads = 4,
+                heads = 28, seqs = static_cast<int32_t>(Count(8)), blocks = most / block;
   const KvLayout layout = {
       .layers = 1, .kv_heads = kv_heads, .head_dim = dims, .block_size = block};
   const size_t stride = be_.KvBlockBytes(layout);
@@ -186,21 +282,26 @@ void Bench::Attention() {
   const KvCacheView kv = {arena.bytes(), stride, seqs * blocks, layout};
   std::vector<BlockId> tables(seqs * blocks);
   std::iota(tables.begin(), tables.end(), 0);
-  const auto add = [&](const std::string& name, int32_t n, int32_t rows) {
+  const auto add = [&](const std::string& name, int32_t n, int32_t rows, int32_t context) {
     std::vector<int32_t> start(n + 1), length(n, context);
     for (int32_t s = 0; s <= n; ++s) start[s] = s * rows;
     const TensorView q = Array(kBf16, {n * rows, heads * dims});
     const AttentionBatch batch = {start, length, std::span(tables).first(n * blocks), blocks};
-    const double keys = double{1} * n * context;
-    Add(name, keys * kv_heads * dims * 4 + 4.0 * n * rows * heads * dims,
-        4.0 * keys * rows * heads * dims, [&, q, batch] {
+    // A row sees no key behind its own token's: the last one all, each before it one less.
+    const double keys = double{1} * n * context,
+                 seen = double{1} * n * rows * (context - (rows - 1) / 2.0);
+    Add(name, keys * kv_heads * dims * 4 + 4.0 * n * rows * heads * dims, 4 * seen * heads * dims,
+        [&, q, batch] {
           be_.PagedAttention(q.SplitColumns(heads), q.SplitColumns(heads), kv, 0, batch, 0.088f,
                              /*causal=*/true);
         });
   };
-  add("paged_attention, decode of 1 at 2048", 1, 1);
-  add("paged_attention, decode of 8 at 2048", seqs, 1);
-  add("paged_attention, prefill of 512 at 2048", 1, static_cast<int32_t>(Size(512)));
+  const auto context = static_cast<int32_t>(Size(2048));
+  add("paged_attention, decode of 1 at 2048", 1, 1, context);
+  add("paged_attention, decode of 8 at 2048", seqs, 1, context);
+  add("paged_attention, split and merged, decode of 1 at 8192", 1, 1, most);
+  add("paged_attention, split and merged, decode of 8 at 8192", seqs, 1, most);
+  add("paged_attention, prefill of 512 at 2048", 1, static_cast<int32_t>(Size(512)), context);
   for (const auto& [name, n, length, count] :
        {std::tuple<const char*, int64_t, int64_t, int64_t>{"encoder_attention, 5 ViT crops", 5, 577,
                                                            16},
@@ -288,7 +389,7 @@ void Bench::Media() {
   const TensorView mel = Array(kBf16, {frames, 128});
   const double n = static_cast<double>(frames), spectra = n * 402 * 4;
   Add("log_mel, Whisper window", n * 160 * 4 + 2 * spectra + n * 128 * 2, 2 * n * 400 * 402, [&] {
-    ops.LogMel(mel, *tables, {samples, 0}, 0, frames, 0.f);
+    ops.LogMel(mel, *tables, {samples, 0}, 0, frames, {.device = nullptr, .host = 1.f});
   });
 
   const int64_t width = small_ ? 120 : 4000, height = small_ ? 90 : 3000;
@@ -314,7 +415,8 @@ void Bench::Media() {
 // itself, and replayed as a graph.
 void Bench::AddDecode(const std::string& model) {
   ModelRunner runner(model, kBf16);
-  const int32_t kTokens = small_ ? 2 : 128;
+  // Steps before the clock starts: caches, clocks and lazily loaded kernels.
+  const int32_t kTokens = small_ ? 2 : 128, kWarmUp = small_ ? 1 : 16;
   for (const auto& [seqs, replay] :
        {std::pair<int32_t, bool>{1, false}, {8, false}, {1, true}, {8, true}}) {
     const int32_t n = static_cast<int32_t>(Count(seqs));
@@ -325,14 +427,15 @@ void Bench::AddDecode(const std::string& model) {
       RecordDecodes(runner.backend(), runner.model(), static_cast<int32_t>(Count(8)), tables[0],
                     nullptr, runner.pass_memory());
     }
-    const auto begin = std::chrono::steady_clock::now();
+    std::chrono::steady_clock::time_point begin;
     const int32_t token = 5, first = 0;
-    for (int32_t position = 0; position < kTokens; ++position) {
+    for (int32_t position = -kWarmUp; position < kTokens; ++position) {
+      if (position == 0) begin = std::chrono::steady_clock::now();
       StepBatch batch;
       for (BlockTable& table : tables) {
-        table.Grow(position + 1);
+        table.Grow(kWarmUp + position + 1);
         const int32_t row = batch.Add({.tokens = std::span(&token, 1),
-                                       .first_position = position,
+                                       .first_position = kWarmUp + position,
                                        .self = &table,
                                        .cross = nullptr,
                                        .cross_len = 0,
@@ -405,6 +508,13 @@ int Main(int argc, char** argv) {
   }
   Bench bench(**backend, small);
   bench.Run();
+  {
+    auto float32 = CudaBackend::Create({.dtype = kF32});
+    CHECK(float32.ok()) << float32.status();
+    Bench products(**float32, small);
+    products.RunFloat32();
+    bench.Take(products);
+  }
   bench.AddDecode(std::string(SENSORIUM_MODELS) + "/molmo-mini");
   bench.Print();
   if (!json.empty()) std::ofstream(json) << bench.Json().dump(1) << "\n";

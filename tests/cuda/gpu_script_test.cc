@@ -45,6 +45,7 @@ TEST(GpuScriptTest, RunsTheSuiteAndTellsEachKernelInATableAndInJson) {
   const Outcome run = GpuScript("--emulated '" SENSORIUM_BUILD_DIR "' '" + path + "'");
   ASSERT_EQ(run.exit_code, 0) << run.output;
   EXPECT_THAT(run.output, HasSubstr("100% tests passed"));
+  EXPECT_THAT(run.output, HasSubstr("cuda_emulated_ops_test"));
   EXPECT_THAT(run.output, HasSubstr("executed by emulation, never timed"));
   EXPECT_THAT(run.output, HasSubstr("gpu: also written to " + path));
 
@@ -71,10 +72,30 @@ TEST(GpuScriptTest, RunsTheSuiteAndTellsEachKernelInATableAndInJson) {
     EXPECT_GT(row.at("flops").get<double>(), 0);
   }
   EXPECT_EQ(decodes, 4);
-  for (const char* kernel :
-       {"linear qkv, 1 rows", "rms_norm", "layer_norm", "silu_mul", "rope",
-        "paged_attention, decode of 1", "paged_attention, prefill", "encoder_attention, Whisper",
-        "moe, 1 rows", "choose_tokens, greedy", "choose_tokens, a draw"}) {
+  for (const char* kernel : {"linear qkv, 1 rows",
+                             "rms_norm",
+                             "layer_norm",
+                             "silu_mul",
+                             "rope",
+                             "paged_attention, decode of 1",
+                             "paged_attention, prefill",
+                             "encoder_attention, Whisper",
+                             "moe, 1 rows",
+                             "choose_tokens, greedy",
+                             "choose_tokens, a draw",
+                             "embed",
+                             "gather_rows",
+                             "scatter_add_rows",
+                             "mean_rows",
+                             "convert_rows",
+                             "store_kv",
+                             "conv1d",
+                             "cross_attention, decode of 1",
+                             "paged_attention, split and merged",
+                             "linear qkv float32, 512 rows",
+                             "log_mel",
+                             "resize",
+                             "cut_crop"}) {
     EXPECT_THAT(names, ::testing::Contains(::testing::StartsWith(kernel)));
   }
 }

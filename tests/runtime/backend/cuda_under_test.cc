@@ -32,11 +32,16 @@ std::vector<BackendUnderTest> BackendsUnderTest() {
   }
   static ManagedMemory memory;
   std::pmr::set_default_resource(&memory);
-  return {{"cuda", [](DType dtype, int) {
-             auto backend = CudaBackend::Create({.dtype = dtype, .wait_after_each_op = true});
-             CHECK(backend.ok()) << backend.status();
-             return std::move(backend).value();
-           }}};
+  const auto open = [](Determinism determinism) {
+    return [determinism](DType dtype, int) {
+      auto backend = CudaBackend::Create(
+          {.dtype = dtype, .determinism = determinism, .wait_after_each_op = true});
+      CHECK(backend.ok()) << backend.status();
+      return std::move(backend).value();
+    };
+  };
+  // kFast: what is true of a library's products and convolutions, too.
+  return {{"cuda", open(Determinism::kStrict)}, {"cuda_fast", open(Determinism::kFast)}};
 }
 
 }  // namespace sensorium
