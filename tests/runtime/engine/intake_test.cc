@@ -16,6 +16,7 @@
 #include "runtime/base/check.h"
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/engine/engine.h"
+#include "tests/sanitized.h"
 
 namespace sensorium {
 namespace {

@@ -64,7 +64,9 @@ TEST(StopTest, AWebpsDecodingEndsWithinSomeRows) {
     EXPECT_EQ(fifth.asked, 5);
     const auto whole = DecodeImage(bytes, {}, {});
     ASSERT_TRUE(whole.ok()) << whole.status();
-    if (lossless) EXPECT_EQ(whole->pixels, noise);
+    if (lossless) {
+      EXPECT_EQ(whole->pixels, noise);
+    }
     EXPECT_EQ(DecodeImage(std::span(bytes).first(size - 500), {}, {}).status().code(),
               absl::StatusCode::kInvalidArgument);
   }
