@@ -156,9 +156,8 @@ absl::StatusOr<LoadedModel*> Intake::FindModel(const std::string& name, bool whi
                                                          " here; there is: ", names));
 }
 
-template <typename Queue>
-void Intake::Post(std::shared_ptr<Queue> queue, std::function<absl::Status()> work) {
-  preparation_.Post([this, queue = std::move(queue), work = std::move(work)] {
+void Intake::Post(std::shared_ptr<TranscribeQueue> queue, std::function<absl::Status()> work) {
+  preparation_.Post([queue = std::move(queue), work = std::move(work)] {
     absl::Status status = Guarded(work);
     if (!status.ok()) queue->Push(StreamEnd{std::move(status)});
   });

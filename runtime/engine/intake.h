@@ -80,8 +80,7 @@ class Intake {
   std::string NextRequestId(const char* kind);
 
   // On a preparation thread: `work`, whose failure, an exception included, is the end of `queue`.
-  template <typename Queue>
-  void Post(std::shared_ptr<Queue> queue, std::function<absl::Status()> work);
+  void Post(std::shared_ptr<TranscribeQueue> queue, std::function<absl::Status()> work);
 
   // Spoken parts first, one behind the other; then the prompt. Runs on the preparation threads.
   struct PendingGenerate;

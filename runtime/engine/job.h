@@ -103,8 +103,9 @@ class Job {
   // Takes all memory that its steps will need, on the submitting thread. Once, before all
   // that follows.
   virtual void Attach(const JobServices& services) = 0;
-  // Takes what the caches have of it now out of what stands before its first token.
-  virtual void Foresee(JobSpec& spec) const = 0;
+  // Takes what the caches have of it now out of what stands before its first token, as far as that
+  // is known before it starts: of a recording, which windows will be heard is not.
+  virtual void Foresee(JobSpec& spec) const {}
   // Admitted: its reservation holds from here on, until it ends or is preempted; then again.
   virtual void Start() = 0;
   // Gives every block back. What has been computed from them will be computed again after the next

@@ -184,9 +184,6 @@ int64_t TranscribeJob::WindowsFrom(int64_t frame) const {
   return (std::max<int64_t>(p_.content_frames - frame, 0) + size - 1) / size;
 }
 
-// Which windows are in the cache is known only when they are come to.
-void TranscribeJob::Foresee(JobSpec&) const {}
-
 JobWork TranscribeJob::Pending() const {
   JobWork work = Next();
   if (ended_) return work;

@@ -53,7 +53,6 @@ class TranscribeJob : public Job {
   void Preempt() override;
   bool Poll() override;
   JobWork Pending() const override;
-  void Foresee(JobSpec& spec) const override;
   void RunEncode(int32_t units, TensorView state, Workspace& workspace) override;
   void AddPrefill(int32_t tokens, StepBatch& batch) override;
   void AddDecode(StepBatch& batch) override;

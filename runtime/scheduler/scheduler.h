@@ -206,6 +206,7 @@ class Scheduler {
   int64_t FillNs(int32_t model, int64_t units, int64_t tokens, int64_t context,
                  int64_t cross_len) const;
   void SetFillLeft(Job& job, int64_t ns);
+  void TellFillLeft(const Running& r, int64_t context, int64_t again);
   bool CanStart(const Job& job) const;
   int32_t HolderOfFeaturesFor(const Job& job) const;
   void Start(int32_t slot, int64_t now_us);

@@ -134,6 +134,16 @@ void Scheduler::SetFillLeft(Job& job, int64_t ns) {
   job.fill_left_ns = ns;
 }
 
+// By what an admitted job was told, at `context` tokens, with `again` tokens to be computed once
+// more. Not more than was said when it came, by which the others were measured.
+void Scheduler::TellFillLeft(const Running& r, int64_t context, int64_t again) {
+  Job& job = jobs_[r.slot];
+  const int64_t units = r.later_units + (r.kind == WorkKind::kEncode ? r.amount : 0);
+  const int64_t tokens = r.later_tokens + (r.kind == WorkKind::kPrefill ? r.amount : 0);
+  SetFillLeft(job,
+              std::min(job.fill_ns, FillNs(r.model, units, tokens + again, context, r.cross_len)));
+}
+
 bool Scheduler::IsBehind(const Job& x, const Job& y) {
   return std::tuple(-int64_t{x.spec.priority}, x.order) >
          std::tuple(-int64_t{y.spec.priority}, y.order);
@@ -242,12 +252,7 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
   r.tables = work.tables;
   r.later_units = work.later_units;
   r.later_tokens = work.later_tokens;
-  // Not more than was said when it came, by which the others were measured.
-  const bool encodes = work.kind == WorkKind::kEncode, prefills = work.kind == WorkKind::kPrefill;
-  SetFillLeft(job,
-              std::min(job.fill_ns, FillNs(r.model, work.later_units + (encodes ? work.amount : 0),
-                                           work.later_tokens + (prefills ? work.amount : 0),
-                                           work.context, r.cross_len)));
+  TellFillLeft(r, work.context, 0);
   SetReserved(r, r.reserved);
   if (r.kind == WorkKind::kDecode) Join(r);
   if (listener_) listener_->OnWork(id, work);

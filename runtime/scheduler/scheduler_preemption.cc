@@ -24,12 +24,7 @@ void Scheduler::Preempt(int32_t slot, absl::FunctionRef<void(JobId)> preempt) {
   job.reserve = ++job.preemptions < kMostEarly
                     ? std::min(worst, std::max({job.reserve, expected, r.reserved + 1}))
                     : worst;
-  // What it has is computed again, then what it has not.
-  const bool encodes = r.kind == WorkKind::kEncode, prefills = r.kind == WorkKind::kPrefill;
-  SetFillLeft(
-      job, std::min(job.fill_ns, FillNs(spec.model, r.later_units + (encodes ? r.amount : 0),
-                                        ContextOf(r) + r.later_tokens + (prefills ? r.amount : 0),
-                                        0, spec.cross_len)));
+  TellFillLeft(r, 0, ContextOf(r));
   Stop(job);
   Forgo(slot);
   features_waiting_[spec.model] += spec.feature_slots;

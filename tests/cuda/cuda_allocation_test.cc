@@ -63,15 +63,7 @@ TEST_P(CudaAllocationTest, NoStepOfAMixedLoadTakesMemory) {
     g.logprobs = 5 * i;
     if (i == 2) g.stop = {" circle", ". "};
     if (i > 2) {
-      g.sampling = {.temperature = 1.5f,
-                    .top_k = 40,
-                    .top_p = 0.9f,
-                    .min_p = 0.01f,
-                    .repetition_penalty = 1.1f,
-                    .presence_penalty = 0.1f,
-                    .frequency_penalty = 0.1f,
-                    .seed = 7,
-                    .logit_bias = {{5, 1.0f}}};
+      g.sampling = EverySamplingOption(7);
     }
     answers.push_back((*engine)->Generate(std::move(g)));
   }

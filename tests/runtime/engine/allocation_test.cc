@@ -133,15 +133,7 @@ TEST_F(AllocationTest, NoStepOfAMixedLoadTakesMemory) {
     g.logprobs = static_cast<int32_t>(random() % 21);
     if (random() % 2) g.stop = {" circle", "zzzzzzzzzzzzzzzz", ". "};
     if (random() % 2) {
-      g.sampling = {.temperature = 1.5f,
-                    .top_k = 40,
-                    .top_p = 0.9f,
-                    .min_p = 0.01f,
-                    .repetition_penalty = 1.1f,
-                    .presence_penalty = 0.1f,
-                    .frequency_penalty = 0.1f,
-                    .seed = random(),
-                    .logit_bias = {{5, 1.0f}}};
+      g.sampling = EverySamplingOption(random());
     }
     if (i % 10 == 7) {
       g.messages[0].parts.push_back({.kind = Part::Kind::kAudio,

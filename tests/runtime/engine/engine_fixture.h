@@ -159,6 +159,23 @@ inline Answer One(absl::StatusOr<std::vector<Answer>> answers) {
   return (*answers)[0];
 }
 
+inline Answer AnswerTo(Engine& engine, GenerateRequest request) {
+  return One(Collect(*engine.Generate(std::move(request))));
+}
+
+// All there is to be asked of a draw.
+inline SamplingParams EverySamplingOption(uint64_t seed) {
+  return {.temperature = 1.5f,
+          .top_k = 40,
+          .top_p = 0.9f,
+          .min_p = 0.01f,
+          .repetition_penalty = 1.1f,
+          .presence_penalty = 0.1f,
+          .frequency_penalty = 0.1f,
+          .seed = seed,
+          .logit_bias = {{5, 1.0f}}};
+}
+
 // Waits (by the engine's own progress, bounded) until nothing is owned by anybody.
 inline EngineStats WaitUntilIdle(const Engine& engine) {
   const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(60);
