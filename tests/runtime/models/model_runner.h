@@ -12,6 +12,7 @@
 #include "runtime/engine/forward_pass.h"
 #include "runtime/engine/loaded_model.h"
 #include "runtime/engine/step_batch.h"
+#include "tests/sanitized.h"
 
 namespace sensorium {
 
@@ -21,6 +22,9 @@ std::unique_ptr<Backend> MakeModelBackend(DType dtype, const std::string& varian
 std::vector<std::string> ModelBackendVariants();
 // An emulated device takes a hundred times as long: the same tests run on fewer cases.
 extern const bool kModelBackendIsEmulated;
+// Under the sanitizers it takes one picture and one window through each family whole, with a few
+// tokens behind them.
+inline const bool kModelRunsAreShort = kModelBackendIsEmulated && kSanitized;
 
 class ModelRunner {
  public:

@@ -123,6 +123,12 @@ std::vector<float> Thin(const std::vector<float>& x, int64_t columns, int64_t gr
   return y;
 }
 
+std::vector<int32_t> WantedTokens(const nlohmann::json& golden) {
+  auto ids = golden["greedy_ids"].get<std::vector<int32_t>>();
+  if (kModelRunsAreShort) ids.resize(std::min<size_t>(ids.size(), 4));
+  return ids;
+}
+
 class MolmoGoldenTest : public testing::TestWithParam<const char*> {
  protected:
   const std::string dir_ = std::string(SENSORIUM_TEST_DATA) + "/" + GetParam();
@@ -132,7 +138,8 @@ TEST_P(MolmoGoldenTest, GreedyTokensAndLogitsAreTheReferences) {
   ModelRunner runner(dir_);
   for (const auto& golden : ReadTestJson(dir_ + "/cases.json")) {
     const std::string name = golden["name"];
-    if (kModelBackendIsEmulated && name != "square" && name != "text-only") continue;
+    if (kModelBackendIsEmulated && name != "square" && (kModelRunsAreShort || name != "text-only"))
+      continue;
     SCOPED_TRACE(name);
     MolmoCase c(runner,
                 golden["image"].is_null() ? "" : dir_ + "/" + golden["image"].get<std::string>(),
@@ -147,16 +154,17 @@ TEST_P(MolmoGoldenTest, GreedyTokensAndLogitsAreTheReferences) {
       EXPECT_NEAR(logits[top[0].get<int32_t>()], top[1].get<double>(), 5e-5) << top[0];
     }
     std::vector<float> logprobs;
-    const auto want = golden["greedy_ids"].get<std::vector<int32_t>>();
-    EXPECT_EQ(c.Greedy(logits, want.size(), &logprobs), want);
+    const auto want = WantedTokens(golden);
+    ASSERT_EQ(c.Greedy(logits, want.size(), &logprobs), want);
     const auto want_logprobs = golden["greedy_logprobs"].get<std::vector<double>>();
-    for (size_t i = 0; i < want_logprobs.size(); ++i) {
+    for (size_t i = 0; i < want.size(); ++i) {
       EXPECT_NEAR(logprobs[i], want_logprobs[i], 1e-4) << "token " << i;
     }
   }
 }
 
 TEST_P(MolmoGoldenTest, EveryStageOfTheSquarePictureIsTheReferences) {
+  if (kModelRunsAreShort) GTEST_SKIP() << "the tokens need every stage";
   ModelRunner runner(dir_);
   const auto golden = ReadTestJson(dir_ + "/cases.json")[0];
   ASSERT_EQ(golden["name"], "square");
@@ -228,6 +236,7 @@ TEST_P(MolmoGoldenTest, PrefillInChunksOfAnyLengthGivesTheSameBits) {
     whole = c.PrefillAll();
   }
   for (const int32_t chunk : {1, 7, 64, 100}) {
+    if (kModelRunsAreShort && chunk != 7) continue;
     MolmoCase c(runner, image, turns);
     c.Encode();
     const int32_t n = static_cast<int32_t>(c.prompt().size());
@@ -255,15 +264,16 @@ TEST(MolmoMiniTest, AnswersEveryBundledQuestionTokenByToken) {
   const Tokenizer& tokenizer = *runner.model().tokenizer;
   int asked = 0;
   for (const auto& golden : ReadTestJson(dir + "/answers.json")) {
-    if (kModelBackendIsEmulated && ++asked > 2) break;
+    if (kModelBackendIsEmulated && ++asked > (kSanitized ? 1 : 2)) break;
     SCOPED_TRACE(golden["image"].get<std::string>() + ": " + golden["question"].get<std::string>());
     MolmoCase c(runner, dir + "/" + golden["image"].get<std::string>(),
                 {golden["question"].get<std::string>()});
     ASSERT_EQ(c.prompt(), golden["prompt_ids"].get<std::vector<int32_t>>());
     c.Encode();
-    const auto want = golden["greedy_ids"].get<std::vector<int32_t>>();
+    const auto want = WantedTokens(golden);
     const std::vector<int32_t> ids = c.Greedy(c.PrefillAll(), want.size());
     EXPECT_EQ(ids, want);
+    if (want.size() < golden["greedy_ids"].size()) continue;
     std::string text = tokenizer.Decode(ids, /*skip_special=*/true);
     if (!text.empty() && text[0] == ' ') text.erase(0, 1);
     EXPECT_EQ(text, golden["answer"].get<std::string>());

@@ -14,6 +14,8 @@
 namespace sensorium {
 namespace {
 
+constexpr int32_t kShortTokens = 6;
+
 class WhisperGoldenTest : public testing::TestWithParam<const char*> {
  protected:
   void SetUp() override { Open(""); }
@@ -106,6 +108,7 @@ class WhisperGoldenTest : public testing::TestWithParam<const char*> {
 };
 
 TEST_P(WhisperGoldenTest, MelEncoderAndForcedLogitsAreTheReferences) {
+  if (kModelRunsAreShort) GTEST_SKIP() << "the tokens need every stage";
   const auto stages = ReadStages(dir_ + "/stages.safetensors");
   const int32_t mels = mel_.mels;
   double sum = 0;
@@ -158,9 +161,13 @@ TEST_P(WhisperGoldenTest, EveryDecodeRunGivesTheReferencesTokens) {
   const WhisperVocabulary& vocabulary = *m.vocabulary;
   const WhisperConfig& config = m.whisper->config();
   Encode();
+  const int wanted_runs = kModelRunsAreShort        ? 1
+                          : kModelBackendIsEmulated ? 3
+                          : vocabulary.multilingual ? 12
+                                                    : 9;
   int runs = 0;
   for (const auto& run : golden_["decode"]) {
-    if (kModelBackendIsEmulated && runs == 3) break;
+    if (runs == wanted_runs) break;
     const auto& given = run["options"];
     SCOPED_TRACE(given.dump());
     WhisperTranscriptionOptions t;
@@ -172,7 +179,7 @@ TEST_P(WhisperGoldenTest, EveryDecodeRunGivesTheReferencesTokens) {
     t.timestamps = !given.value("without_timestamps", false);
     t.prompt = given.value("prompt", "");
     t.prefix = given.value("prefix", "");
-    t.sample_len = given["sample_len"].get<int32_t>();
+    t.sample_len = kModelRunsAreShort ? kShortTokens : given["sample_len"].get<int32_t>();
     if (vocabulary.multilingual) {
       if (given["language"].is_null()) {
         BlockTable table = runner_->NewTable();
@@ -219,14 +226,17 @@ TEST_P(WhisperGoldenTest, EveryDecodeRunGivesTheReferencesTokens) {
     WhisperWindowDecoder decoder(vocabulary, *m.tokenizer, o, window->prompt, window->sot_index,
                                  config.text_positions);
     const WhisperWindowResult result = Decode(decoder);
-    EXPECT_EQ(result.tokens, run["tokens"].get<std::vector<int32_t>>());
+    ++runs;
+    auto want = run["tokens"].get<std::vector<int32_t>>();
+    if (kModelRunsAreShort) want.resize(kShortTokens);  // a greedy run: the same ones, only fewer
+    EXPECT_EQ(result.tokens, want);
+    EXPECT_NEAR(result.no_speech_prob, run["no_speech_prob"].get<double>(), 1e-6);
+    if (kModelRunsAreShort) continue;
     EXPECT_EQ(result.text, run["text"].get<std::string>());
     EXPECT_NEAR(result.avg_logprob, run["avg_logprob"].get<double>(), 1e-4);
-    EXPECT_NEAR(result.no_speech_prob, run["no_speech_prob"].get<double>(), 1e-6);
     EXPECT_NEAR(result.compression_ratio, run["compression_ratio"].get<double>(), 1e-5);
-    ++runs;
   }
-  EXPECT_EQ(runs, kModelBackendIsEmulated ? 3 : vocabulary.multilingual ? 12 : 9);
+  EXPECT_EQ(runs, wanted_runs);
 }
 
 INSTANTIATE_TEST_SUITE_P(Layouts, WhisperGoldenTest, testing::Values("whisper-v3", "whisper-en"),
