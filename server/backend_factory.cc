@@ -1,5 +1,6 @@
 #include "server/backend_factory.h"
 
+#include <algorithm>
 #include <exception>
 #include <utility>
 
@@ -7,6 +8,8 @@
 #include "runtime/base/status_macros.h"
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/cpu/cpu_level.h"
+#include "runtime/engine/device_media.h"
+#include "spdlog/spdlog.h"
 #ifdef SENSORIUM_CUDA
 #include "cuda/cuda_backend.h"
 #endif
@@ -28,10 +31,16 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenCpu(const BackendOptions& options, 
 absl::StatusOr<std::unique_ptr<Backend>> OpenCuda(const BackendOptions& options, DType dtype) {
 #ifdef SENSORIUM_CUDA
   const bool fast = options.determinism == "fast";
-  return CudaBackend::Create({.dtype = dtype,
-                              .determinism = fast ? Determinism::kFast : Determinism::kStrict,
-                              .memory_share = options.memory_share,
-                              .graphs = options.cuda_graphs});
+  CudaBackendOptions cuda = {.dtype = dtype,
+                             .determinism = fast ? Determinism::kFast : Determinism::kStrict,
+                             .memory_share = options.memory_share,
+                             .graphs = options.cuda_graphs};
+  // Beside a step's small arrays, the media that it may bring: nothing waits for room then. What is
+  // more than that many units waits, which is little against its way through an encoder.
+  constexpr int32_t kMostUnits = 32;
+  cuda.upload_bytes +=
+      static_cast<size_t>(std::min(options.media_units, kMostUnits)) * kMediaUnitBytes;
+  return CudaBackend::Create(cuda);
 #else
   return absl::FailedPreconditionError("device is 'cuda'; this build has the CPU backend only");
 #endif
@@ -62,13 +71,19 @@ absl::StatusOr<std::unique_ptr<Backend>> OpenBackend(const BackendOptions& optio
   auto cuda = OpenCuda(options, dtype);
   // No GPU, or none that will do: the CPU is what there is. One that is full is somebody's mistake.
   if (cuda.status().code() != absl::StatusCode::kFailedPrecondition) return cuda;
+#ifdef SENSORIUM_CUDA
+  spdlog::warn("device 'auto': no GPU is used: {}", std::string(cuda.status().message()));
+#endif
   return OpenCpu(options, dtype);
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> OpenEngine(const BackendOptions& options,
                                                    const EngineConfig& config,
                                                    Engine::Progress progress) {
-  ASSIGN_OR_RETURN(auto backend, OpenBackend(options));
+  BackendOptions sized = options;
+  sized.media_units =
+      config.media == MediaPlace::kHost ? 0 : config.max_encode_units * config.encoder_slots;
+  ASSIGN_OR_RETURN(auto backend, OpenBackend(sized));
   try {
     return Engine::Create(config, std::move(backend), std::move(progress));
   } catch (const std::exception& e) {

@@ -14,9 +14,13 @@ struct BackendOptions {
   std::string device = "auto";    // "cpu", "cuda", or "auto": a GPU if there is one, else the CPU
   std::string dtype = "float32";  // storage and arithmetic: "float32" (exact) or "bfloat16"
   // cuda: "strict" gives a request the same bits in every batch; "fast" leaves products of many
-  // rows to cuBLASLt, whose last bits may change with the number of rows, and convolutions to cuDNN.
+  // rows to cuBLASLt, whose last bits may change with the number of rows, and convolutions to
+  // cuDNN.
   std::string determinism = "strict";
-  double memory_share = 0.9;       // cuda: of the device's free memory, taken at start
+  double memory_share = 0.9;  // cuda: of the device's free memory, taken at start
+  // cuda: units of pictures and sound that a step may bring (max_encode_units of each encoder
+  // slot), for which it has room to send them at once; OpenEngine sets it.
+  int32_t media_units = 0;
   bool cuda_graphs = true;         // cuda: decode steps are recorded at start and replayed
   std::string cpu_level = "auto";  // cpu: instructions used; "auto": the best this machine has
   int threads = 0;                 // cpu: 0 takes the cores this process may use

@@ -26,10 +26,15 @@ class CudaServeTest : public ::testing::Test {
   void SetUp() override {
     const std::string name = ::testing::UnitTest::GetInstance()->current_test_info()->name();
     base_ = ::testing::TempDir() + "/cuda_" + name + "_" + std::to_string(getpid());
+    Configure("cuda");
+  }
+  void Configure(const std::string& device) {
     std::ofstream(Config()) << "models: [{path: " SENSORIUM_MODELS
                                "/molmo-mini}]\n"
                                "server: {listen: '127.0.0.1:0', drain_delay_seconds: 3}\n"
-                               "device: {kind: cuda}\n"
+                               "device: {kind: "
+                            << device
+                            << "}\n"
                                "engine: {kv_cache_mib: 16, max_batch_tokens: 16}\n";
   }
   void TearDown() override {
@@ -96,15 +101,33 @@ TEST_F(CudaServeTest, ABrokenDeviceFailsTheRequestFlipsHealthAndEndsTheProcess) 
                     HasSubstr("sensorium: the device failed; see the log above")));
 }
 
+TEST_F(CudaServeTest, AutoTakesTheGpu) {
+  Configure("auto");
+  ServeProcess server = Start(/*memory_mib=*/400);
+  ASSERT_NE(server.Port(), "") << server.Log();
+  EXPECT_THAT(server.Log(), AllOf(HasSubstr("device: cuda: emulated device (8.0)"),
+                                  Not(HasSubstr("no GPU is used"))));
+}
+
+// A full GPU is somebody's mistake: a server a hundred times as slow is no answer to it.
+TEST_F(CudaServeTest, AutoDoesNotTakeTheCpuInsteadOfAFullGpu) {
+  Configure("auto");
+  for (int memory_mib : {0, 60}) {
+    ServeProcess server = Start(memory_mib);
+    EXPECT_EQ(server.ExitCode(), 1) << server.Log();
+    EXPECT_THAT(server.Log(), AllOf(HasSubstr("CUDA device"), Not(HasSubstr("device: cpu"))));
+  }
+}
+
 // Not enough for the weights, not enough for the KV blocks behind them: the plan against what is
 // free, in one line.
 TEST_F(CudaServeTest, AFullDeviceAtStartPrintsThePlanOfMemory) {
   for (const auto& [memory_mib, wanted] :
-       {std::pair{90, "wanted for weights; taken: weights "},
-        std::pair{109, "16.0 MiB wanted for KV blocks and activations; taken: weights "}}) {
+       {std::pair{126, "wanted for weights; taken: weights "},
+        std::pair{145, "16.0 MiB wanted for KV blocks and activations; taken: weights "}}) {
     ServeProcess server = Start(memory_mib);
     EXPECT_EQ(server.ExitCode(), 1) << server.Log();
-    EXPECT_THAT(server.Log(), AllOf(HasSubstr(wanted), HasSubstr("workspace 80.0 MiB, free "),
+    EXPECT_THAT(server.Log(), AllOf(HasSubstr(wanted), HasSubstr("workspace 112.0 MiB, free "),
                                     HasSubstr(" MiB taken at start"), HasSubstr("sensorium: the "),
                                     Not(HasSubstr("terminate"))));
   }
