@@ -197,9 +197,9 @@ absl::Status ReadAll(const std::string& file, const YAML::Node& root, Config& co
                                        "'; there are reserve and optimistic"));
   });
   engine.Number("encoder_slots", &e.encoder_slots, 1, 1024);
-  engine.Number("image_slots", &e.image_slots, 1, 4096);
   engine.Bool("prefix_cache", &e.prefix_cache);
   engine.Number("encoder_cache_mib", &e.encoder_cache_bytes, 0, 4096.0 * 1024, kMiB);
+  engine.Number("image_cache_mib", &e.image_cache_bytes, 0.001, 4096.0 * 1024, kMiB);
   engine.Number("max_tenants", &e.max_tenants, 2, 4096);
   engine.Number("preparation_threads", &e.preparation_threads, 1, 1024);
   engine.String("speech_model", &e.speech_model);

@@ -57,9 +57,10 @@ struct EngineConfig {
   // Audio windows, and pictures that the device resizes, whose encoding may be stopped half way at
   // once.
   int32_t encoder_slots = 2;
-  int32_t image_slots = 16;          // pictures of one model whose features are held or cached
   bool prefix_cache = true;          // full KV blocks of past prompts are kept while there is room
   size_t encoder_cache_bytes = size_t{64} << 20;  // of KV blocks with encoded audio that nobody uses
+  // Of each model: features of pictures, in use or cached, in slots as large as its largest picture.
+  size_t image_cache_bytes = size_t{256} << 20;
   bool calibrate = true;             // measure the models at start; else prices begin as a guess
   MediaPlace media = MediaPlace::kAuto;
   std::vector<TenantConfig> tenants;

@@ -88,10 +88,9 @@ absl::Status EngineMemory::TakeBlocks(const EngineConfig& config, Backend& backe
 
 // Image features, and what encoders keep between two stages.
 absl::Status EngineMemory::TakeSlots(const EngineConfig& config, Backend& backend, Models models) {
-  if (config.encoder_slots < 1 || config.image_slots < 1) {
-    return absl::InvalidArgumentError(absl::StrCat("encoder_slots is ", config.encoder_slots,
-                                                   " and image_slots ", config.image_slots,
-                                                   "; each must be at least 1"));
+  if (config.encoder_slots < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("encoder_slots is ", config.encoder_slots, "; it must be at least 1"));
   }
   const ContentHash secret = RandomSecret();
   for (const auto& model : models) {
@@ -99,9 +98,18 @@ absl::Status EngineMemory::TakeSlots(const EngineConfig& config, Backend& backen
         ContentHasher().Update(std::span<const uint8_t>(secret.bytes)).Update(model->name).Finish();
     state_bytes = std::max(state_bytes, (model->EncoderStateBytes() + 63) / 64 * 64);
     if (model->is_whisper()) continue;
-    ASSIGN_OR_RETURN(model->feature_arena,
-                     backend.Allocate(config.image_slots * model->FeatureSlotBytes()));
-    model->feature_cache.emplace(config.image_slots, config.max_batch_seqs + config.max_waiting);
+    const int32_t most_holders = config.max_batch_seqs + config.max_waiting;
+    const size_t slot_bytes = model->FeatureSlotBytes();
+    // Room for more pictures than so many requests can show is nobody's.
+    const auto slots = static_cast<int32_t>(
+        std::min<size_t>(config.image_cache_bytes / slot_bytes, most_holders));
+    if (slots < 1) {
+      return absl::InvalidArgumentError(absl::StrCat("image_cache_bytes is ",
+                                                     config.image_cache_bytes, "; one picture of ",
+                                                     model->name, " takes ", slot_bytes));
+    }
+    ASSIGN_OR_RETURN(model->feature_arena, backend.Allocate(slots * slot_bytes));
+    model->feature_cache.emplace(slots, most_holders);
   }
   if (state_bytes > 0) {
     ASSIGN_OR_RETURN(encoder_state, backend.Allocate(config.encoder_slots * state_bytes));

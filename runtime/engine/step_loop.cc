@@ -99,7 +99,7 @@ absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
         {.block_size = model.self_kv.layout.block_size,
          // A window's stages may all be run in one call; crops share the workspace.
          .max_encode_units = model.is_whisper() ? model.UnitsPerWindow() : config_.max_encode_units,
-         .feature_slots = model.is_whisper() ? 0 : config_.image_slots,
+         .feature_slots = model.is_whisper() ? 0 : model.feature_cache->total(),
          .prices = costs_[m].prices()});
   }
   if (!config_.trace_path.empty()) {
@@ -114,9 +114,9 @@ absl::Status StepLoop::TakeMemory(std::vector<TenantOptions> tenants) {
                memory_.workspace_buffer->size_bytes() >> 20);
   for (const auto& model : models_) {
     if (model->is_whisper()) continue;
-    spdlog::info("{}: {} image slots of {} KiB, {:.1f} MiB", model->name, config_.image_slots,
-                 model->FeatureSlotBytes() >> 10,
-                 static_cast<double>(config_.image_slots * model->FeatureSlotBytes()) / (1 << 20));
+    spdlog::info("{}: image cache of {} pictures of {} KiB, {:.1f} MiB", model->name,
+                 model->feature_cache->total(), model->FeatureSlotBytes() >> 10,
+                 static_cast<double>(model->feature_arena->size_bytes()) / (1 << 20));
   }
   return absl::OkStatus();
 }

@@ -89,6 +89,10 @@ std::unique_ptr<Engine> MakeEngine(absl::StatusOr<std::unique_ptr<Backend>> back
   config.max_batch_tokens = 64;  // every prompt in chunks, beside the others' decodes
   config.calibrate = false;      // no time of an emulated device means anything
   if (kSanitized) config.max_encode_units = 1;
+  if (kForRaces) {  // what is rehearsed at start is the most that a step may hold
+    config.max_batch_tokens = 32;
+    config.max_batch_seqs = 4;
+  }
   auto engine = Engine::Create(config, *std::move(backend));
   CHECK(engine.ok()) << engine.status();
   return *std::move(engine);

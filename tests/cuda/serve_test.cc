@@ -35,7 +35,7 @@ class CudaServeTest : public ::testing::Test {
                                "device: {kind: "
                             << device
                             << "}\n"
-                               "engine: {kv_cache_mib: 16, max_batch_tokens: 16}\n";
+                               "engine: {kv_cache_mib: 16, image_cache_mib: 1, max_batch_tokens: 16}\n";
   }
   void TearDown() override {
     std::filesystem::remove(Config());

@@ -118,7 +118,7 @@ TEST_F(AllocationTest, NoStepOfAMixedLoadTakesMemory) {
   SCOPED_TRACE(testing::Message() << "seed " << config.chaos_seed);
   std::mt19937_64 random(config.chaos_seed);
   config.encoder_cache_bytes = 8 << 20;
-  config.image_slots = 3;
+  config.image_cache_bytes = 3 * kPictureBytes;
   config.max_batch_seqs = 24;
   config.event_queue_limit = 4;  // readers are slow: sequences park
   config.trace_path = testing::TempDir() + "/allocation.trace";

@@ -19,6 +19,31 @@ TEST(EngineCacheTest, APictureAskedAboutTwiceIsEncodedOnce) {
   ExpectIdle(*engine);
 }
 
+// The byte budget of features: a picture that no longer fits is encoded anew, to the same answer.
+TEST(EngineCacheTest, PicturesTakeTheirBytesInTurnWhenTheBudgetHoldsOne) {
+  for (const int64_t pictures : {1, 2}) {
+    EngineConfig config = SmallConfig();
+    config.prefix_cache = false;  // which would answer for the picture
+    config.image_cache_bytes = static_cast<size_t>(pictures + 1) * kPictureBytes - 1;
+    auto engine = MakeEngine(config);
+    const Answer first = AnswerTo(*engine, Ask("Describe this image.", "shapes.png"));
+    AnswerTo(*engine, Ask("Describe this image.", "portrait.png"));
+    EXPECT_TRUE(AnswerTo(*engine, Ask("Describe this image.", "shapes.png")) == first);
+    EXPECT_EQ(engine->Stats().image_misses, pictures == 1 ? 3 : 2);
+    EXPECT_EQ(engine->Stats().image_hits, pictures == 1 ? 0 : 1);
+    ExpectIdle(*engine);
+  }
+}
+
+TEST(EngineCacheTest, ABudgetThatHoldsNoPictureIsRefusedAtStartWithBothNumbers) {
+  EngineConfig config = SmallConfig();
+  config.image_cache_bytes = kPictureBytes - 1;
+  const absl::Status status = Engine::Create(config, *CpuBackend::Create({})).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(std::string(status.message()),
+            "image_cache_bytes is 55295; one picture of molmo-mini takes 55296");
+}
+
 TEST(EngineCacheTest, TwoQuestionsAboutOnePictureShareItsPrefix) {
   auto engine = MakeEngine(SmallConfig());
   const Answer alone = AnswerTo(*engine, Ask("Point to the blue square.", "shapes.png"));

@@ -29,6 +29,9 @@ inline std::string ReadFile(const std::string& path) {
   return text.str();
 }
 
+// Of molmo-mini: features of the whole picture and of one crop, 6 x 6 each, float32 [72, 192].
+inline constexpr size_t kPictureBytes = sizeof(float) * 72 * 192;
+
 inline EngineConfig SmallConfig() {
   EngineConfig config;
   config.models = {{"molmo-mini", kModels + "/molmo-mini"},

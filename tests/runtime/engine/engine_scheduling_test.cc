@@ -383,7 +383,7 @@ TEST(EnginePropertyTest, AnswersDoNotDependOnTheSchedule) {
     config.target_step_us = random() % 2 ? 0 : 500 << (random() % 6);
     config.kv_cache_bytes =
         block_bytes * config.block_tokens / 16 * (8 + random() % (house % 2 ? 4 : 12));
-    config.image_slots = 1 + static_cast<int32_t>(random() % 3);
+    config.image_cache_bytes = (1 + random() % 3) * kPictureBytes;
     auto engine = MakeEngine(config);
     for (int round = 0; round < kSchedules; ++round, ++schedules) {
       std::vector<size_t> chosen;

@@ -208,6 +208,7 @@ TEST_P(MolmoGoldenTest, EveryStageOfTheSquarePictureIsTheReferences) {
 }
 
 TEST_P(MolmoGoldenTest, EveryLevelGivesTheReferencesTokens) {
+  if (ModelBackendVariants().empty()) GTEST_SKIP() << "a device has one level";
   const auto golden = ReadTestJson(dir_ + "/cases.json")[0];
   const auto stages = ReadStages(dir_ + "/stages-square.safetensors");
   for (const std::string& level : ModelBackendVariants()) {

@@ -142,6 +142,7 @@ TEST_P(WhisperGoldenTest, MelEncoderAndForcedLogitsAreTheReferences) {
 }
 
 TEST_P(WhisperGoldenTest, EveryLevelGivesTheReferencesForcedLogits) {
+  if (ModelBackendVariants().empty()) GTEST_SKIP() << "a device has one level";
   const auto stages = ReadStages(dir_ + "/stages.safetensors");
   const auto prompt = golden_["forced_prompt"].get<std::vector<int32_t>>();
   std::vector<int32_t> wanted(prompt.size());
