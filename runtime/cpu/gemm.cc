@@ -4,8 +4,27 @@
 
 #include "runtime/base/check.h"
 
+#if defined(__SANITIZE_THREAD__)
+extern "C" void __tsan_read_range(void* begin, unsigned long bytes);
+extern "C" void __tsan_write_range(void* begin, unsigned long bytes);
+#endif
+
 namespace sensorium {
 namespace {
+
+// gemm_tiles.cc is compiled without ThreadSanitizer, which looks at a wide load byte by byte. What
+// the tiles read and write is told here, once for many tiles.
+#if defined(__SANITIZE_THREAD__)
+void TellRead(const std::byte* x, int64_t rows, int64_t row_stride, int64_t row_bytes) {
+  for (int64_t r = 0; r < rows; ++r) {
+    __tsan_read_range(const_cast<std::byte*>(x) + r * row_stride, row_bytes);
+  }
+}
+void TellWritten(float* c, int64_t n) { __tsan_write_range(c, sizeof(float) * n); }
+#else
+void TellRead(const std::byte*, int64_t, int64_t, int64_t) {}
+void TellWritten(float*, int64_t) {}
+#endif
 
 // Tuned on Zen 4 (32 KiB L1d, 1 MiB L2): a block of x, kBlockRows x kBlockSteps x 4 B = 384 KiB,
 // stays in L2 while kBlockPanels panels' blocks of kBlockSteps x 128 B = 32 KiB pass through L1.
@@ -58,7 +77,12 @@ struct Gemm {
   // [begin, end) stream by.
   void Stream(int64_t begin, int64_t end) const {
     alignas(64) float c[kGemmMaxRows * kGemmPanel];
+    for (int64_t tap = 0; tap < w.taps(); ++tap) {
+      TellRead(a.data + tap * a.tap_stride, a.rows, a.row_stride,
+               w.steps_per_tap() * step_bytes());
+    }
     for (int64_t panel = begin; panel < end; ++panel) {
+      TellRead(w.panel(panel), 1, 0, w.panel_bytes());
       for (int64_t tap = 0; tap < w.taps(); ++tap) {
         set.stream[a.rows]({.c = c,
                             .c_stride = kGemmPanel,
@@ -89,10 +113,15 @@ struct Gemm {
         const Range steps = Part(w.steps_per_tap(), blocks, block);
         const bool first = tap == 0 && block == 0;
         const bool last = tap == w.taps() - 1 && block == blocks - 1;
+        const std::byte* x = a.data + rows.begin * a.row_stride + tap * a.tap_stride;
+        TellRead(x + steps.begin * step_bytes(), num_rows, a.row_stride,
+                 (steps.end - steps.begin) * step_bytes());
         for (int64_t p = 0; p < num_panels; ++p) {
           const int64_t panel = panels.begin + p;
           const char* panel_steps = reinterpret_cast<const char*>(w.panel(panel)) +
                                     (tap * w.steps_per_tap() + steps.begin) * kGemmStepBytes;
+          TellRead(reinterpret_cast<const std::byte*>(panel_steps), 1, 0,
+                   (steps.end - steps.begin) * kGemmStepBytes);
           if (widen) {
             kernels.widen(widened, panel_steps, steps.end - steps.begin);
             panel_steps = reinterpret_cast<const char*>(widened);
@@ -101,11 +130,12 @@ struct Gemm {
             const Range tile = Part(num_rows, tiles, t);
             const int64_t row = rows.begin + tile.begin, count = tile.end - tile.begin;
             float* c = one_block ? sums : sums + (p * num_rows + tile.begin) * kGemmPanel;
+            TellWritten(c, count * kGemmPanel);
             tile_set.tile[count](
                 {.c = c,
                  .c_stride = kGemmPanel,
-                 .a = reinterpret_cast<const char*>(
-                     a.data + row * a.row_stride + tap * a.tap_stride + steps.begin * step_bytes()),
+                 .a = reinterpret_cast<const char*>(x + tile.begin * a.row_stride +
+                                                    steps.begin * step_bytes()),
                  .a_stride = a.row_stride,
                  .w = panel_steps,
                  .steps = (steps.end - steps.begin) * (widen ? 2 : 1),

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <fstream>
 #include <sstream>
+#include <vector>
 
 #include "cuda/cuda_backend.h"
 #include "gtest/gtest.h"
@@ -138,11 +139,19 @@ TEST_P(CudaEngineTest, AMixedLoadGivesTheTokensOfTheCpu) {
   EXPECT_GT(cuda->Stats().prefix_hit_blocks, before);
 }
 
-INSTANTIATE_TEST_SUITE_P(Types, CudaEngineTest, testing::Values(DType::kFloat32, DType::kBFloat16),
+// An engine starts in a minute under ThreadSanitizer: it looks at the mixed load in float32, which
+// has every thread and every kind of work, and at every kernel in the op suite.
+constexpr char kLookedAt[] = "the mixed load has the same threads";
+
+INSTANTIATE_TEST_SUITE_P(Types, CudaEngineTest,
+                         testing::ValuesIn(kForRaces ? std::vector{DType::kFloat32}
+                                                     : std::vector{DType::kFloat32,
+                                                                   DType::kBFloat16}),
                          [](const auto& info) { return std::string(Name(info.param)); });
 
 // A recording of two windows: all of it is listened to before the first, and again no more.
 TEST(CudaEngineMediaTest, ALongRecordingGivesTheTokensOfTheHostsSpectrogram) {
+  if (kForRaces) GTEST_SKIP() << kLookedAt;
   const std::string one = ReadFile(kModels + "/whisper-mini/question.wav");
   constexpr size_t kHeader = 44, kWindow = 8 * 16000 * 2;
   std::string samples = one.substr(kHeader);
@@ -200,6 +209,7 @@ TEST(CudaEngineVocabularyTest, MoreIdsThanTheDeviceChoosesAmongAreRefusedWithBot
 
 // A device that breaks under load: what is in flight fails as UNAVAILABLE, and so does what comes.
 TEST(CudaEngineFailureTest, ABrokenDeviceFailsWhatIsInFlight) {
+  if (kForRaces) GTEST_SKIP() << kLookedAt;
   const auto engine = MakeEngine(CudaBackend::Create({}));
   cuda_emu::FailLaunch(40);
   for (const Outcome& o : RunLoad(*engine)) EXPECT_EQ(o.error.find("UNAVAILABLE"), 0u) << o.error;
