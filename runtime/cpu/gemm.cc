@@ -78,8 +78,7 @@ struct Gemm {
   void Stream(int64_t begin, int64_t end) const {
     alignas(64) float c[kGemmMaxRows * kGemmPanel];
     for (int64_t tap = 0; tap < w.taps(); ++tap) {
-      TellRead(a.data + tap * a.tap_stride, a.rows, a.row_stride,
-               w.steps_per_tap() * step_bytes());
+      TellRead(a.data + tap * a.tap_stride, a.rows, a.row_stride, w.steps_per_tap() * step_bytes());
     }
     for (int64_t panel = begin; panel < end; ++panel) {
       TellRead(w.panel(panel), 1, 0, w.panel_bytes());
@@ -131,15 +130,14 @@ struct Gemm {
             const int64_t row = rows.begin + tile.begin, count = tile.end - tile.begin;
             float* c = one_block ? sums : sums + (p * num_rows + tile.begin) * kGemmPanel;
             TellWritten(c, count * kGemmPanel);
-            tile_set.tile[count](
-                {.c = c,
-                 .c_stride = kGemmPanel,
-                 .a = reinterpret_cast<const char*>(x + tile.begin * a.row_stride +
-                                                    steps.begin * step_bytes()),
-                 .a_stride = a.row_stride,
-                 .w = panel_steps,
-                 .steps = (steps.end - steps.begin) * (widen ? 2 : 1),
-                 .accumulate = !first});
+            tile_set.tile[count]({.c = c,
+                                  .c_stride = kGemmPanel,
+                                  .a = reinterpret_cast<const char*>(x + tile.begin * a.row_stride +
+                                                                     steps.begin * step_bytes()),
+                                  .a_stride = a.row_stride,
+                                  .w = panel_steps,
+                                  .steps = (steps.end - steps.begin) * (widen ? 2 : 1),
+                                  .accumulate = !first});
             if (last) Finish(c, row, count, panel);
           }
         }

@@ -13,7 +13,9 @@ void CheckCostsSection(const std::string& title, const std::string& text);
 
 // The section that the compiler makes.
 inline constexpr char kCompilerSection[] = "Registers, shared memory, occupancy";
-// What names the sources and flags which the compiler makes of what that section says: the first
+// The one that cuobjdump makes of the compiler's objects.
+inline constexpr char kMachineCodeSection[] = "Machine code";
+// What names the sources and flags which the compiler makes of what these sections say: the first
 // digits of a SHA-256 over their CodeOf.
 std::string KernelSources();
 // A file's text without comments ("//" to a line's end) and layout.

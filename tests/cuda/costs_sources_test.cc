@@ -9,14 +9,16 @@
 namespace sensorium {
 namespace {
 
-TEST(CostsSourcesTest, TheCompilersTableIsOfTheseSources) {
-  const std::string kept = CostsSection(kCompilerSection);
-  ASSERT_NE(kept, "");
-  EXPECT_NE(kept.find("Of sources " + KernelSources() + "."), std::string::npos)
-      << "the kernels or their flags changed since cuda/COSTS.md was made, and are now "
-      << KernelSources() << ": where nvcc is, cmake --preset cuda, cmake --build --preset cuda "
-      << "--target cuda cuda_costs_test, then SENSORIUM_UPDATE_COSTS=1 ctest --preset cuda -R "
-      << "cuda_costs_test, and commit the file";
+TEST(CostsSourcesTest, TheCompilersTablesAreOfTheseSources) {
+  for (const char* title : {kCompilerSection, kMachineCodeSection}) {
+    const std::string kept = CostsSection(title);
+    ASSERT_NE(kept, "") << title;
+    EXPECT_NE(kept.find("Of sources " + KernelSources() + "."), std::string::npos)
+        << "the kernels or their flags changed since '" << title << "' of cuda/COSTS.md was made, "
+        << "and are now " << KernelSources() << ": where nvcc and cuobjdump are, cmake --preset "
+        << "cuda, cmake --build --preset cuda --target cuda cuda_costs_test, then "
+        << "SENSORIUM_UPDATE_COSTS=1 ctest --preset cuda -R cuda_costs_test, and commit the file";
+  }
 }
 
 TEST(CostsSourcesTest, CommentsAndLayoutAreNoSources) {

@@ -5,6 +5,8 @@
 #include <cxxabi.h>
 
 #include <algorithm>
+#include <cctype>
+#include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -15,6 +17,7 @@
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "runtime/base/check.h"
 #include "tests/cuda/costs_file.h"
 #include "tests/cuda/kernel_launches.h"
 
@@ -130,14 +133,11 @@ std::string Table() {
   return out.str();
 }
 
-// The line that names the compiler, which counts in its own way.
-std::string CompilerOf(const std::string& table) {
-  return table.substr(0, table.find(". No kernel"));
-}
+// The first sentence, which names the compiler: each counts in its own way.
+std::string CompilerOf(const std::string& table) { return table.substr(0, table.find(". ")); }
 
-TEST(CostsTest, TheTableSaysWhatTheCompilerSaid) {
-  const std::string title = kCompilerSection;
-  const std::string now = Table(), kept = CostsSection(title);
+void CheckTable(const std::string& title, const std::string& now) {
+  const std::string kept = CostsSection(title);
   EXPECT_GT(std::count(now.begin(), now.end(), '\n'), 40) << "in " << SENSORIUM_PTXAS_INFO;
   const bool update = std::getenv("SENSORIUM_UPDATE_COSTS") != nullptr;
   if (!update && !kept.empty() && CompilerOf(kept) != CompilerOf(now)) {
@@ -145,6 +145,112 @@ TEST(CostsTest, TheTableSaysWhatTheCompilerSaid) {
   }
   CheckCostsSection(title, now);
 }
+
+TEST(CostsTest, TheTableSaysWhatTheCompilerSaid) { CheckTable(kCompilerSection, Table()); }
+
+#ifdef SENSORIUM_CUOBJDUMP
+// What cuobjdump finds of one kernel in the machine code for one target.
+struct MachineCode {
+  int registers = 0, stack = 0;
+  int instructions = 0, mma = 0, ldmatrix = 0, async_copies = 0, local = 0;
+};
+using MachineCodes = std::map<std::string, std::map<std::string, MachineCode>>;
+
+std::string Dump(const std::string& option, const std::filesystem::path& object) {
+  const std::string command =
+      std::string(SENSORIUM_CUOBJDUMP) + " " + option + " '" + object.string() + "'";
+  FILE* pipe = popen(command.c_str(), "r");
+  std::string text;
+  char part[1 << 16];
+  for (size_t n = 0; pipe && (n = fread(part, 1, sizeof(part), pipe)) > 0;) text.append(part, n);
+  EXPECT_EQ(pipe ? pclose(pipe) : -1, 0) << command;
+  return text;
+}
+
+// "HMMA" of "  /*0a10*/  @!P0 HMMA.16816.F32.BF16 R4, ..."; "" of a line without an instruction.
+std::string Opcode(const std::string& line) {
+  const size_t begin = line.find_first_not_of(" \t"), end = line.find("*/");
+  if (begin == line.npos || end == line.npos || line.compare(begin, 2, "/*") != 0) return "";
+  std::istringstream words(line.substr(end + 2));
+  std::string word;
+  words >> word;
+  if (word.starts_with("@")) words >> word;
+  if (word.empty() || !std::isupper(static_cast<unsigned char>(word[0]))) return "";
+  return word.substr(0, word.find_first_of(".;"));
+}
+
+// Every kernel of the objects that the build made.
+MachineCodes ReadMachineCode() {
+  static const std::regex kTarget(R"(\s*(?:arch = |code for )(sm_\w+)\s*)");
+  static const std::regex kFunction(R"(\s*Function\s*:?\s*([^\s:]+):?\s*)");
+  static const std::regex kUsage(R"(\s*REG:(\d+) STACK:(\d+).*)");
+  MachineCodes codes;
+  for (const auto& file : std::filesystem::directory_iterator(SENSORIUM_PTXAS_INFO)) {
+    if (file.path().extension() != ".o") continue;
+    for (const char* option : {"-res-usage", "-sass"}) {
+      std::istringstream lines(Dump(option, file.path()));
+      std::string line, target;
+      MachineCode* code = nullptr;
+      while (std::getline(lines, line)) {
+        if (const std::string name = Opcode(line); !name.empty()) {
+          CHECK(code != nullptr) << file.path() << ": " << line;
+          code->instructions += name != "NOP";  // which fill the last lines
+          code->mma += name == "HMMA";
+          code->ldmatrix += name == "LDSM";
+          code->async_copies += name == "LDGSTS";
+          code->local += name == "LDL" || name == "STL";
+          continue;
+        }
+        std::smatch match;
+        if (line.find("/*") != line.npos) continue;  // the instruction's bits
+        if (std::regex_match(line, match, kTarget)) {
+          target = match[1], code = nullptr;
+        } else if (std::regex_match(line, match, kFunction)) {
+          code = &codes[ShortName(match[1])][target];
+        } else if (code && std::regex_match(line, match, kUsage)) {
+          code->registers = std::stoi(match[1]), code->stack = std::stoi(match[2]);
+        }
+      }
+    }
+  }
+  return codes;
+}
+
+TEST(CostsTest, TheMachineCodeIsWhatTheCompilerAndTheHeadersSay) {
+  const MachineCodes codes = ReadMachineCode();
+  const auto registers = Registers();
+  std::ostringstream out;
+  out << "Compiled by CUDA " << CUDART_VERSION / 1000 << "." << CUDART_VERSION % 1000 / 10
+      << ". Read from the objects by cuobjdump. Per target:\n"
+         "instructions of the program / of them HMMA (mma.sync), LDSM (ldmatrix), LDGSTS "
+         "(cp.async).\nOf sources "
+      << KernelSources() << ".\n\n| kernel |";
+  for (const Target& t : kTargets) out << " " << t.name << " |";
+  out << "\n|---|---|---|---|---|\n";
+  for (const auto& [kernel, by_target] : registers) {
+    SCOPED_TRACE(kernel);
+    const bool matrix_units =
+        kernel.starts_with("linear_bf16_kernel") || kernel.starts_with("attention_mma_kernel");
+    out << "| `" << kernel << "` |";
+    for (const Target& t : kTargets) {
+      SCOPED_TRACE(t.name);
+      ASSERT_TRUE(codes.contains(kernel) && codes.at(kernel).contains(t.name));
+      const MachineCode& code = codes.at(kernel).at(t.name);
+      EXPECT_EQ(code.registers, by_target.at(t.name));
+      EXPECT_EQ(code.stack, 0);
+      EXPECT_EQ(code.local, 0);
+      EXPECT_GT(code.instructions, 10);
+      EXPECT_EQ(code.mma > 0, matrix_units);
+      EXPECT_EQ(code.ldmatrix > 0, matrix_units);
+      EXPECT_EQ(code.async_copies > 0, matrix_units);
+      out << " " << code.instructions << " / " << code.mma << ", " << code.ldmatrix << ", "
+          << code.async_copies << " |";
+    }
+    out << "\n";
+  }
+  CheckTable(kMachineCodeSection, out.str());
+}
+#endif  // SENSORIUM_CUOBJDUMP
 
 // What a kernel's instructions are, in PTX for compute capability 8.0: its entry's body.
 std::string PtxOf(const std::string& file, const std::string& kernel) {

@@ -18,7 +18,12 @@ constexpr int32_t kShortTokens = 6;
 
 class WhisperGoldenTest : public testing::TestWithParam<const char*> {
  protected:
-  void SetUp() override { Open(""); }
+  void SetUp() override {
+    if (kForRaces && kModelBackendIsEmulated && GetParam() == std::string("whisper-en")) {
+      GTEST_SKIP() << "the kernels of whisper-v3";
+    }
+    Open("");
+  }
   void Open(const std::string& variant) {
     cross_.reset();
     runner_.reset();
