@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # For whoever has an NVIDIA GPU: builds the CUDA backend, runs the op suite (strict and fast), the
 # models' goldens and recorded decodes on the device, then prints time, bytes and share of the peak of
-# each kernel and tokens per second, as a table and as JSON. Fails at the first thing that does.
+# each op and tokens per second, as a table and as JSON. Fails at the first thing that does.
 #
 #   bash benchmarks/gpu.sh [RESULTS.json]                    default build/cuda/gpu.json
 #   bash benchmarks/gpu.sh --emulated BUILD [RESULTS.json]   the same steps on the emulated device, at

@@ -39,7 +39,7 @@ Outcome GpuScript(const std::string& arguments, const std::string& environment =
   return run;
 }
 
-TEST(GpuScriptTest, RunsTheSuiteAndTellsEachKernelInATableAndInJson) {
+TEST(GpuScriptTest, RunsTheSuiteAndTellsEachOpInATableAndInJson) {
   const std::string path = ::testing::TempDir() + "/gpu_script_test.json";
   std::remove(path.c_str());
   const Outcome run = GpuScript("--emulated '" SENSORIUM_BUILD_DIR "' '" + path + "'");
@@ -54,7 +54,7 @@ TEST(GpuScriptTest, RunsTheSuiteAndTellsEachKernelInATableAndInJson) {
   EXPECT_EQ(json.at("emulated"), true);
   std::set<std::string> names;
   int decodes = 0;
-  for (const auto& row : json.at("kernels")) {
+  for (const auto& row : json.at("ops")) {
     const std::string name = row.at("name");
     SCOPED_TRACE(name);
     EXPECT_TRUE(names.insert(name).second) << "twice";
@@ -72,31 +72,35 @@ TEST(GpuScriptTest, RunsTheSuiteAndTellsEachKernelInATableAndInJson) {
     EXPECT_GT(row.at("flops").get<double>(), 0);
   }
   EXPECT_EQ(decodes, 4);
-  for (const char* kernel : {"linear qkv, 1 rows",
-                             "rms_norm",
-                             "layer_norm",
-                             "silu_mul",
-                             "rope",
-                             "paged_attention, decode of 1",
-                             "paged_attention, prefill",
-                             "encoder_attention, Whisper",
-                             "moe, 1 rows",
-                             "choose_tokens, greedy",
-                             "choose_tokens, a draw",
-                             "embed",
-                             "gather_rows",
-                             "scatter_add_rows",
-                             "mean_rows",
-                             "convert_rows",
-                             "store_kv",
-                             "conv1d",
-                             "cross_attention, decode of 1",
-                             "paged_attention, split and merged",
-                             "linear qkv float32, 512 rows",
-                             "log_mel",
-                             "resize",
-                             "cut_crop"}) {
-    EXPECT_THAT(names, ::testing::Contains(::testing::StartsWith(kernel)));
+  for (const char* op : {"linear qkv, 1 rows",
+                         "rms_norm",
+                         "layer_norm",
+                         "silu_mul",
+                         "rope",
+                         "paged_attention, decode of 1",
+                         "paged_attention, prefill",
+                         "encoder_attention, Whisper",
+                         "moe, 1 rows",
+                         "choose_tokens, greedy",
+                         "choose_tokens, a draw",
+                         "embed",
+                         "gather_rows",
+                         "scatter_add_rows",
+                         "mean_rows",
+                         "convert_rows",
+                         "store_kv",
+                         "conv1d",
+                         "cross_attention, decode of 1",
+                         "paged_attention, split and merged",
+                         "linear qkv float32, 512 rows",
+                         "linear qkv, 64 rows, fast",
+                         "linear down, 512 rows, fast",
+                         "conv1d, Whisper large's second, fast",
+                         "listen",
+                         "log_mel",
+                         "resize",
+                         "cut_crop"}) {
+    EXPECT_THAT(names, ::testing::Contains(::testing::StartsWith(op)));
   }
 }
 
