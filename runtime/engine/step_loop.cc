@@ -267,11 +267,15 @@ void StepLoop::TakeIn(Submitted submitted) {
     spec.decode_tokens = std::min(spec.decode_tokens, expected);
   }
   spec.expected_context = spec.prefill_tokens + spec.decode_tokens;
-  job.Foresee(spec);
-  job.clock().Predicted(scheduler_->Predict(spec).end_us);
-  absl::StatusOr<JobId> id = scheduler_->Add(spec, now, job.request_id());
-  const NoAllocationScope scope;  // but for a refusal's text
+  absl::StatusOr<JobId> id = 0;
+  {
+    const NoAllocationScope scope;
+    job.Foresee(spec);
+    job.clock().Predicted(scheduler_->Predict(spec).end_us);
+  }
+  id = scheduler_->Add(spec, now, job.request_id());  // a refusal's text takes memory
   if (!id.ok()) return job.End(std::move(id).status());
+  const NoAllocationScope scope;
   submitted.place.key() = *id;
   CHECK(jobs_.insert(std::move(submitted.place)).inserted);
 }
@@ -324,7 +328,8 @@ void StepLoop::AdmitWaiting() {
   for (const JobId id : scheduler_->Admit(Now())) {
     Running& running = jobs_.at(id);
     running.admitted = true;
-    running.job->Start();
+    // Who ended while the device works is in line until it is reaped, behind the step.
+    if (!running.job->Ended()) running.job->Start();
   }
 }
 

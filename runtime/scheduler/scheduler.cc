@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <limits>
+#include <numeric>
 
 #include "runtime/base/check.h"
 
@@ -60,6 +61,9 @@ Scheduler::Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
   plan_.items.reserve(options.max_batch_seqs);
   shuffled_.items.reserve(options.chaos_seed ? options.max_batch_seqs : 0);
   charges_.resize(options.tenants.size());
+  tenant_backlog_ns_.resize(options.tenants.size());
+  found_backlog_.resize(options.tenants.size());
+  endings_.reserve(options.max_batch_seqs);
 }
 
 int32_t Scheduler::BlocksAt(const JobSpec& spec, int64_t rows, int64_t context) const {
@@ -90,6 +94,64 @@ int64_t Scheduler::DecodeNs() const {
   return total;
 }
 
+int32_t Scheduler::BlocksToStart(const JobSpec& spec) const {
+  const bool expects_less =
+      options_.optimistic && spec.expected_context > 0 && spec.expected_context < spec.max_context;
+  return BlocksAt(spec, spec.rows, expects_less ? spec.expected_context : spec.max_context);
+}
+
+// Of what has to be encoded and prefilled, what goes before a job whose own part is `own_ns`;
+// `lower_ns` of its tenant's is of lower priority.
+int64_t Scheduler::AheadNs(const JobSpec& spec, int64_t own_ns, int64_t lower_ns) const {
+  if (options_.target_step_us == 0) {  // first come, first served
+    return std::accumulate(tenant_backlog_ns_.begin(), tenant_backlog_ns_.end(), int64_t{0});
+  }
+  const int64_t mine = tenant_backlog_ns_[spec.tenant] - lower_ns;
+  // The counters rise side by side: when this tenant's has come so far, so have the others'.
+  const double until = static_cast<double>(line_.EnteringCounter(spec.tenant)) +
+                       static_cast<double>(mine + own_ns) * 1000 /
+                           static_cast<double>(line_.options(spec.tenant).weight);
+  double ahead = static_cast<double>(mine);
+  for (int32_t t = 0; t < line_.num_tenants(); ++t) {
+    if (t == spec.tenant || tenant_backlog_ns_[t] == 0) continue;
+    const double share = (until - static_cast<double>(line_.counter(t))) *
+                         static_cast<double>(line_.options(t).weight) / 1000;
+    ahead += std::clamp(share, 0.0, static_cast<double>(tenant_backlog_ns_[t]));
+  }
+  return static_cast<int64_t>(ahead);
+}
+
+// Decode steps until those who end first have made room for the job and for who is `ahead` of it.
+int64_t Scheduler::StepsUntilRoom(const JobSpec& spec, const Room& ahead) const {
+  Room wanted = ahead;
+  wanted += {spec.rows, BlocksToStart(spec), spec.feature_slots};
+  Room free = {std::min(options_.max_batch_seqs, options_.max_batch_tokens) - rows_reserved_,
+               blocks_.total() - blocks_.reserved(),
+               models_[spec.model].feature_slots - feature_slots_used_[spec.model]};
+  if (free.Holds(wanted)) return 0;
+  endings_.clear();
+  for (const Running& r : running_) {
+    const JobSpec& other = jobs_[r.slot].spec;
+    // How many windows of a recording are left, nobody said: it may end at once.
+    const int64_t most = other.cross_len > 0 ? 0 : other.decode_tokens;
+    const int64_t until = other.expected_context > 0 ? other.expected_context
+                                                     : other.prefill_tokens + other.decode_tokens;
+    endings_.push_back({.steps = std::clamp<int64_t>(until - ContextOf(r), 0, most),
+                        .room = {other.rows, r.reserved,
+                                 other.model == spec.model ? other.feature_slots : 0}});
+  }
+  const auto later = [](const Ending& a, const Ending& b) { return a.steps > b.steps; };
+  std::make_heap(endings_.begin(), endings_.end(), later);
+  int64_t steps = 0;
+  while (!endings_.empty() && !free.Holds(wanted)) {
+    std::pop_heap(endings_.begin(), endings_.end(), later);
+    steps = endings_.back().steps;
+    free += endings_.back().room;
+    endings_.pop_back();
+  }
+  return steps;
+}
+
 Scheduler::Prediction Scheduler::Predict(const JobSpec& spec) const {
   // Of each step the decodes take their time, what is left goes into the backlog.
   const int64_t decode = DecodeNs();
@@ -99,9 +161,25 @@ Scheduler::Prediction Scheduler::Predict(const JobSpec& spec) const {
     share = std::max(target - decode, target / kLeastShare);
     step = decode + share;
   }
-  const int64_t own = FillNs(spec.model, spec.encode_units, spec.prefill_tokens, 0, spec.cross_len);
   const double stretch = static_cast<double>(step) / static_cast<double>(share);
-  const double fill_ns = static_cast<double>(backlog_ns_ + own) * stretch;
+  const int64_t own = FillNs(spec.model, spec.encode_units, spec.prefill_tokens, 0, spec.cross_len);
+  int64_t lower = 0, wait = 0;
+  if (spec.deadline_us != kNever) {
+    Room ahead;
+    for (const Job& job : jobs_) {
+      if (job.id == 0 || job.spec.tenant != spec.tenant) continue;
+      if (job.spec.priority < spec.priority) {
+        lower += job.fill_left_ns;
+      } else if (job.running_idx < 0) {
+        ahead += {job.spec.rows, job.reserve,
+                  job.spec.model == spec.model && !job.has_features ? job.spec.feature_slots : 0};
+      }
+    }
+    wait = StepsUntilRoom(spec, ahead) * decode;
+  }
+  const double fill_ns =
+      std::max(static_cast<double>(AheadNs(spec, own, lower) + own) * stretch,
+               static_cast<double>(wait) + static_cast<double>(own) * stretch);
   const int64_t own_row = PriceNs(models_[spec.model].prices,
                                   {.forwards = decode > 0 ? 0 : 1,
                                    .decode_rows = 1,
@@ -137,7 +215,8 @@ JobCost Scheduler::cost(JobId id, int64_t now_us) const {
 }
 
 void Scheduler::CheckInvariants() const {
-  int64_t blocks = 0, rows = 0, backlog = 0;
+  int64_t blocks = 0, rows = 0;
+  std::fill(found_backlog_.begin(), found_backlog_.end(), 0);
   int32_t live = 0, encoders = 0, decodes = 0, fills = 0;
   std::vector<Work>& work = found_work_;
   std::fill(work.begin(), work.end(), Work{});
@@ -186,14 +265,14 @@ void Scheduler::CheckInvariants() const {
       if (job.running_idx < 0) features[1] += job.spec.feature_slots;
     }
     CHECK(job.fill_left_ns >= 0 && job.fill_left_ns <= job.fill_ns);
-    backlog += job.fill_left_ns;
+    found_backlog_[job.spec.tenant] += job.fill_left_ns;
     CHECK(job.running_idx >= 0 || line_.Contains(SlotOf(job.id)));
   }
   CHECK_EQ(live, running() + waiting());
   CHECK_EQ(live + static_cast<int32_t>(free_slots_.size()), static_cast<int32_t>(jobs_.size()));
   CHECK_EQ(blocks, blocks_.reserved());
   CHECK_EQ(rows, rows_reserved_);
-  CHECK_EQ(backlog, backlog_ns_);
+  CHECK(found_backlog_ == tenant_backlog_ns_);
   CHECK_EQ(encoders + static_cast<int32_t>(free_encoder_slots_.size()), options_.encoder_slots);
   for (size_t m = 0; m < models_.size(); ++m) {
     CHECK_LE(feature_slots_used_[m], models_[m].feature_slots);

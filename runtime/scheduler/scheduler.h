@@ -96,8 +96,12 @@ class Scheduler {
   Scheduler(const SchedulerOptions& options, BlockAllocator& blocks,
             SchedulerListener* listener = nullptr);
 
-  // When a job that comes now would have its first token, and its last: everything set in line
-  // before it is done first, slowed by today's decodes. A prediction, not a bound.
+  // When a job that comes now would have its first token, and its last. Before it, slowed by
+  // today's decodes, goes what its own tenant has to encode and prefill, and of each other tenant's
+  // what the shares give that one meanwhile. Where it cannot start at once it waits besides for the
+  // first of those who run to end, as many as make room for it. A prediction, not a bound.
+  // O(max_waiting + max_batch_seqs) for one with a deadline, whose tenant's lower priorities and
+  // places in line are looked at; else O(tenants).
   struct Prediction {
     int64_t first_token_us = 0, end_us = 0;  // from now
   };
@@ -205,6 +209,25 @@ class Scheduler {
   int32_t BlocksAt(const JobSpec& spec, int64_t rows, int64_t context) const;
   int64_t FillNs(int32_t model, int64_t units, int64_t tokens, int64_t context,
                  int64_t cross_len) const;
+  // What must be free for a job to start, or what one that ends gives back.
+  struct Room {
+    int64_t rows = 0, blocks = 0, features = 0;  // image slots of one model
+    Room& operator+=(const Room& o) {
+      rows += o.rows, blocks += o.blocks, features += o.features;
+      return *this;
+    }
+    bool Holds(const Room& o) const {
+      return rows >= o.rows && blocks >= o.blocks && features >= o.features;
+    }
+  };
+  // An admitted job's end, as far as it is known, for Predict.
+  struct Ending {
+    int64_t steps = 0;
+    Room room;
+  };
+  int32_t BlocksToStart(const JobSpec& spec) const;
+  int64_t AheadNs(const JobSpec& spec, int64_t own_ns, int64_t lower_ns) const;
+  int64_t StepsUntilRoom(const JobSpec& spec, const Room& ahead) const;
   void SetFillLeft(Job& job, int64_t ns);
   void TellFillLeft(const Running& r, int64_t context, int64_t again);
   bool CanStart(const Job& job) const;
@@ -288,7 +311,9 @@ class Scheduler {
   int64_t next_id_ = 1;
   int64_t next_order_ = 0;
   int32_t rows_reserved_ = 0;
-  int64_t backlog_ns_ = 0;  // fill_left_ns of all jobs
+  std::vector<int64_t> tenant_backlog_ns_;  // fill_left_ns of its jobs
+  mutable std::vector<int64_t> found_backlog_;  // of that size, scratch of CheckInvariants
+  mutable std::vector<Ending> endings_;         // scratch of Predict
   int64_t saved_ns_ = 0;    // towards the unit that did not fit
   int64_t wanted_ns_ = 0;   // what that unit costs
   int64_t preemptions_ = 0;

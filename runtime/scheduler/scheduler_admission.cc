@@ -66,8 +66,6 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us,
                        std::max<int64_t>(0, spec.deadline_us - now_us) / 1000, " ms")));
     }
   }
-  const bool expects_less =
-      options_.optimistic && spec.expected_context > 0 && spec.expected_context < spec.max_context;
   const int32_t slot = free_slots_.back();
   free_slots_.pop_back();
   Job& job = jobs_[slot];
@@ -75,7 +73,7 @@ absl::StatusOr<JobId> Scheduler::Add(const JobSpec& spec, int64_t now_us,
          .spec = spec,
          .order = next_order_++,
          .arrival_us = now_us,
-         .reserve = expects_less ? BlocksAt(spec, spec.rows, spec.expected_context) : worst,
+         .reserve = BlocksToStart(spec),
          .fill_ns = FillNs(spec.model, spec.encode_units, spec.prefill_tokens, 0, spec.cross_len)};
   SetFillLeft(job, job.fill_ns);
   line_.Enter(spec.tenant);
@@ -130,7 +128,7 @@ void Scheduler::Bill(Job& job, int32_t blocks) {
 
 // What is ahead of those who come next changes with it.
 void Scheduler::SetFillLeft(Job& job, int64_t ns) {
-  backlog_ns_ += ns - job.fill_left_ns;
+  tenant_backlog_ns_[job.spec.tenant] += ns - job.fill_left_ns;
   job.fill_left_ns = ns;
 }
 

@@ -60,16 +60,29 @@ int32_t WaitingLine::Head(int64_t now_us, const std::vector<char>& blocked) cons
   return chosen < 0 ? -1 : HeadOf(chosen, now_us);
 }
 
-void WaitingLine::Enter(int32_t t) {
-  Tenant& tenant = tenants_[t];
-  if (tenant.active++ > 0) return;
-  // Idle time earns nothing: else a tenant could save up and then shut the others out.
+// The lowest counter of those who are active beside it, or kNever.
+int64_t WaitingLine::LowestBeside(int32_t t) const {
   int64_t lowest = kNever;
   for (const Tenant& other : tenants_) {
-    if (&other != &tenant && other.active > 0) lowest = std::min(lowest, other.counter);
+    if (&other != &tenants_[t] && other.active > 0) lowest = std::min(lowest, other.counter);
   }
+  return lowest;
+}
+
+int64_t WaitingLine::EnteringCounter(int32_t t) const {
+  const Tenant& tenant = tenants_[t];
+  if (tenant.active > 0) return tenant.counter;
+  // Idle time earns nothing: else a tenant could save up and then shut the others out.
+  const int64_t lowest = LowestBeside(t);
+  return std::max(tenant.counter, lowest == kNever ? floor_ : lowest);
+}
+
+void WaitingLine::Enter(int32_t t) {
+  Tenant& tenant = tenants_[t];
+  tenant.counter = EnteringCounter(t);
+  if (tenant.active++ > 0) return;
+  const int64_t lowest = LowestBeside(t);
   if (lowest != kNever) floor_ = std::max(floor_, lowest);
-  tenant.counter = std::max(tenant.counter, lowest == kNever ? floor_ : lowest);
 }
 
 void WaitingLine::Leave(int32_t t) {

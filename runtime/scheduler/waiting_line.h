@@ -5,7 +5,8 @@
 // counter goes next, and one that comes back from idleness starts at the lowest active counter.
 // Within a tenant: higher priority, then earlier deadline, then earlier arrival. A request that has
 // waited `starvation_us` goes before all of its tenant's younger ones whatever their priority, so
-// none waits longer than that plus the time of those already ahead of it.
+// none waits longer than that plus the time in which its tenant's share serves those that came
+// before it. Between tenants the share decides, also for the starving: a weight says how little.
 //
 // Storage is taken at construction. A change is O(log n), asking is O(tenants). Engine thread only.
 #pragma once
@@ -49,6 +50,7 @@ class WaitingLine {
 
   // A tenant's work: `active` counts its waiting and admitted requests.
   void Enter(int32_t tenant);  // one more request; lifts an idle tenant's counter
+  int64_t EnteringCounter(int32_t tenant) const;  // what it would be after that
   void Leave(int32_t tenant);
   void Charge(int32_t tenant, int64_t cost_ns);
   int64_t counter(int32_t tenant) const { return tenants_[tenant].counter; }
@@ -79,6 +81,7 @@ class WaitingLine {
     return [this](int32_t a, int32_t b) { return Before(nodes_[a].entry, nodes_[b].entry); };
   }
   static bool Before(const Entry& a, const Entry& b);
+  int64_t LowestBeside(int32_t tenant) const;
 
   const int64_t starvation_us_;
   std::vector<Tenant> tenants_;

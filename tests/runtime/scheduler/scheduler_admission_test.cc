@@ -207,6 +207,72 @@ TEST(SchedulerTest, RefusesADeadlineThatCannotBeMetWithThePredictedTime) {
   house.Add(in_time);
 }
 
+// 4 s of work of another tenant's: of that only what the shares give it meanwhile goes before.
+TEST(SchedulerTest, AnotherTenantsFloodRefusesNobodysDeadline) {
+  SchedulerOptions options = Priced(10'000);
+  options.tenants = {{}, {}, {.weight = 100}};
+  House house(options);
+  for (int i = 0; i < 100; ++i) house.Add({.encode_units = 10});
+  JobSpec spec{.deadline_us = 100'000, .prefill_tokens = 20};  // 2 ms
+  EXPECT_TRUE(absl::IsDeadlineExceeded(house.scheduler.Add(spec, 0).status()));
+  spec.tenant = 1;
+  EXPECT_EQ(house.scheduler.Predict(spec).first_token_us, 4'000);
+  spec.tenant = 2;  // a tenth of the weight: the other has ten times as much meanwhile
+  EXPECT_EQ(house.scheduler.Predict(spec).first_token_us, 22'000);
+  house.Add(spec);
+  // Behind one of its own: 4 ms of its tenant's, as much of the flood's, a tenth of it of the third's.
+  spec.tenant = 1;
+  house.Add(spec);
+  EXPECT_EQ(house.scheduler.Predict(spec).first_token_us, 8'000 + 400);
+}
+
+TEST(SchedulerTest, LowerPrioritiesAreNotAheadOfADeadline) {
+  House house(Priced(10'000));
+  for (int i = 0; i < 100; ++i) house.Add({.priority = i % 2, .encode_units = 10});
+  JobSpec spec{.priority = 1, .deadline_us = 3'000'000, .prefill_tokens = 20};
+  EXPECT_EQ(house.scheduler.Predict(spec).first_token_us, 2'002'000);
+  house.Add(spec);
+  spec.priority = 2;
+  EXPECT_EQ(house.scheduler.Predict(spec).first_token_us, 2'000);
+}
+
+TEST(SchedulerTest, ADeadlineBehindAFullHouseIsRefusedWithThePredictedTime) {
+  SchedulerOptions options = Priced(10'000);
+  options.max_batch_seqs = 2;
+  House house(options);
+  for (const int64_t tokens : {100, 300}) {
+    house.Admitted({.max_context = 400, .prefill_tokens = 1, .decode_tokens = tokens},
+                   {.kind = WorkKind::kDecode, .amount = 1, .context = 1});
+  }
+  house.Step();  // 1.2 ms; each has a token more
+  // 99 steps until the first ends, then 2 ms, to which the other's decodes leave 8.8 of each 10.
+  JobSpec spec{.deadline_us = house.now_us + 121'000, .prefill_tokens = 20};
+  const absl::Status status = house.scheduler.Add(spec, house.now_us).status();
+  EXPECT_TRUE(absl::IsDeadlineExceeded(status)) << status;
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("predicted after 121 ms; the deadline is in 121 ms"));
+  spec.deadline_us += 1'000;
+  house.Add(spec);
+  // Who comes behind it has the other's place.
+  spec.deadline_us = house.now_us + 1'000'000;
+  EXPECT_EQ(house.scheduler.Predict(spec).first_token_us / 1000, 361);
+}
+
+TEST(SchedulerTest, APredictionWaitsForBlocksAndImageSlotsToo) {
+  SchedulerOptions options = Priced(10'000);
+  options.models[0].feature_slots = 1;
+  House house(options, /*num_blocks=*/10);
+  const JobSpec runs{.max_context = 80, .feature_slots = 1, .prefill_tokens = 1, .decode_tokens = 50};
+  house.Admitted(runs, {.kind = WorkKind::kDecode, .amount = 1, .context = 1});
+  const auto predicted_ms = [&](JobSpec spec) {
+    spec.deadline_us = 1'000'000, spec.prefill_tokens = 20;
+    return house.scheduler.Predict(spec).first_token_us / 1000;
+  };
+  EXPECT_EQ(predicted_ms({.max_context = 80}), 2);
+  EXPECT_EQ(predicted_ms({.max_context = 81}), 57);  // 50 steps of 1.1 ms
+  EXPECT_EQ(predicted_ms({.max_context = 80, .feature_slots = 1}), 57);
+}
+
 TEST(SchedulerTest, APredictionIsStretchedByTheDecodesOfToday) {
   House house(Priced(10'000));
   const JobSpec spec{.encode_units = 10};

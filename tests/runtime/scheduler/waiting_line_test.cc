@@ -92,6 +92,18 @@ TEST(WaitingLineTest, TheTenantThatHadLeastOfItsShareGoesNext) {
   EXPECT_EQ(line.Head(0, nobody), 0);
 }
 
+TEST(WaitingLineTest, BetweenTenantsTheShareDecidesAlsoForTheStarving) {
+  WaitingLine line({{}, {}}, kStarvationUs, 8);
+  for (int32_t tenant : {0, 1}) line.Enter(tenant);
+  line.Push(0, {.tenant = 0, .arrival_us = 0, .order = 0});
+  line.Push(1, {.tenant = 1, .arrival_us = 5 * kStarvationUs, .order = 1});
+  const std::vector<char> nobody(2);
+  line.Charge(0, 10'000);
+  EXPECT_EQ(line.Head(5 * kStarvationUs, nobody), 1);
+  line.Charge(1, 10'001);  // so much of its share is all that the starving one waits for
+  EXPECT_EQ(line.Head(5 * kStarvationUs, nobody), 0);
+}
+
 TEST(WaitingLineTest, ABlockedTenantIsPassedOver) {
   WaitingLine line({{}, {}}, kStarvationUs, 8);
   line.Push(0, {.tenant = 0, .order = 0});
