@@ -59,7 +59,8 @@ struct EngineConfig {
   int32_t encoder_slots = 2;
   bool prefix_cache = true;          // full KV blocks of past prompts are kept while there is room
   size_t encoder_cache_bytes = size_t{64} << 20;  // of KV blocks with encoded audio that nobody uses
-  // Of each model: features of pictures, in use or cached, in slots as large as its largest picture.
+  // Of each model: features of pictures, in use or cached, in slots as large as its largest picture;
+  // of 512 pictures at most.
   size_t image_cache_bytes = size_t{256} << 20;
   bool calibrate = true;             // measure the models at start; else prices begin as a guess
   MediaPlace media = MediaPlace::kAuto;

@@ -12,6 +12,9 @@ namespace sensorium {
 
 namespace {
 
+// Of a model's in the image cache: each step of the engine counts them all.
+constexpr size_t kMostPictures = 512;
+
 // 32 random bytes: nobody outside can compute what the caches call a prompt.
 ContentHash RandomSecret() {
   ContentHash secret;
@@ -98,18 +101,17 @@ absl::Status EngineMemory::TakeSlots(const EngineConfig& config, Backend& backen
         ContentHasher().Update(std::span<const uint8_t>(secret.bytes)).Update(model->name).Finish();
     state_bytes = std::max(state_bytes, (model->EncoderStateBytes() + 63) / 64 * 64);
     if (model->is_whisper()) continue;
-    const int32_t most_holders = config.max_batch_seqs + config.max_waiting;
     const size_t slot_bytes = model->FeatureSlotBytes();
-    // Room for more pictures than so many requests can show is nobody's.
     const auto slots = static_cast<int32_t>(
-        std::min<size_t>(config.image_cache_bytes / slot_bytes, most_holders));
+        std::min<size_t>(config.image_cache_bytes / slot_bytes, kMostPictures));
     if (slots < 1) {
       return absl::InvalidArgumentError(absl::StrCat("image_cache_bytes is ",
                                                      config.image_cache_bytes, "; one picture of ",
                                                      model->name, " takes ", slot_bytes));
     }
     ASSIGN_OR_RETURN(model->feature_arena, backend.Allocate(slots * slot_bytes));
-    model->feature_cache.emplace(slots, most_holders);
+    // Preempted ones in line keep their hold.
+    model->feature_cache.emplace(slots, config.max_batch_seqs + config.max_waiting);
   }
   if (state_bytes > 0) {
     ASSIGN_OR_RETURN(encoder_state, backend.Allocate(config.encoder_slots * state_bytes));

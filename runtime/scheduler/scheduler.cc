@@ -136,9 +136,9 @@ int64_t Scheduler::StepsUntilRoom(const JobSpec& spec, const Room& ahead) const 
     const int64_t most = other.cross_len > 0 ? 0 : other.decode_tokens;
     const int64_t until = other.expected_context > 0 ? other.expected_context
                                                      : other.prefill_tokens + other.decode_tokens;
-    endings_.push_back({.steps = std::clamp<int64_t>(until - ContextOf(r), 0, most),
-                        .room = {other.rows, r.reserved,
-                                 other.model == spec.model ? other.feature_slots : 0}});
+    endings_.push_back(
+        {.steps = std::clamp<int64_t>(until - ContextOf(r), 0, most),
+         .room = {other.rows, r.reserved, other.model == spec.model ? other.feature_slots : 0}});
   }
   const auto later = [](const Ending& a, const Ending& b) { return a.steps > b.steps; };
   std::make_heap(endings_.begin(), endings_.end(), later);
@@ -177,9 +177,8 @@ Scheduler::Prediction Scheduler::Predict(const JobSpec& spec) const {
     }
     wait = StepsUntilRoom(spec, ahead) * decode;
   }
-  const double fill_ns =
-      std::max(static_cast<double>(AheadNs(spec, own, lower) + own) * stretch,
-               static_cast<double>(wait) + static_cast<double>(own) * stretch);
+  const double fill_ns = std::max(static_cast<double>(AheadNs(spec, own, lower) + own) * stretch,
+                                  static_cast<double>(wait) + static_cast<double>(own) * stretch);
   const int64_t own_row = PriceNs(models_[spec.model].prices,
                                   {.forwards = decode > 0 ? 0 : 1,
                                    .decode_rows = 1,

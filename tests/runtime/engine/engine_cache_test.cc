@@ -35,6 +35,31 @@ TEST(EngineCacheTest, PicturesTakeTheirBytesInTurnWhenTheBudgetHoldsOne) {
   }
 }
 
+// As for pictures, of the KV blocks that hold a window's encoding.
+TEST(EngineCacheTest, RecordingsTakeTheirBytesInTurnWhenTheBudgetHoldsOne) {
+  EngineConfig config = SmallConfig();
+  config.models.erase(config.models.begin());
+  const size_t block_bytes = [&] {
+    auto engine = MakeEngine(config);
+    return config.kv_cache_bytes / static_cast<size_t>(engine->Stats().blocks_total);
+  }();
+  for (const size_t recordings : {1, 2}) {
+    // question.wav and pointing.wav: a window each.
+    const int64_t window = [&] {
+      auto engine = MakeEngine(config);
+      CHECK(Collect(*engine->Transcribe(Hear("question.wav"))).ok());
+      return engine->Stats().audio_miss_blocks;
+    }();
+    config.encoder_cache_bytes = recordings * static_cast<size_t>(window) * block_bytes;
+    auto engine = MakeEngine(config);
+    for (const char* name : {"question.wav", "pointing.wav", "question.wav"}) {
+      CHECK(Collect(*engine->Transcribe(Hear(name))).ok());
+    }
+    EXPECT_EQ(engine->Stats().audio_hit_blocks, recordings == 1 ? 0 : window);
+    ExpectIdle(*engine);
+  }
+}
+
 TEST(EngineCacheTest, ABudgetThatHoldsNoPictureIsRefusedAtStartWithBothNumbers) {
   EngineConfig config = SmallConfig();
   config.image_cache_bytes = kPictureBytes - 1;

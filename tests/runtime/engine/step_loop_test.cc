@@ -1,9 +1,11 @@
 // What the step loop holds its jobs to, with jobs made for it.
 #include "runtime/engine/step_loop.h"
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <thread>
+#include <utility>
 
 #include "gtest/gtest.h"
 #include "tests/runtime/engine/engine_fixture.h"
@@ -18,8 +20,12 @@ class IdleJob : public Job {
   IdleJob(LoadedModel& model, Act start) : Job(model, {}, Clock::now()), start_(std::move(start)) {
     spec_ = {.model = model.index, .max_context = 64, .feature_slots = 1, .prefill_tokens = 1};
   }
+  // Does so while a step of its own is queued.
+  void WhileItEncodes(std::function<void()> act) { encode_ = std::move(act); }
+  // Its reader is gone when it was asked for so often.
+  void CancelledAfter(int looks) { looks_ = looks; }
   const std::string& request_id() const override { return id_; }
-  bool Cancelled() const override { return false; }
+  bool Cancelled() const override { return looks_ >= 0 && looks_-- <= 0; }
   void Attach(const JobServices& services) override {
     services_ = services;
     table_.emplace(*services.blocks, 16, 4);
@@ -27,8 +33,10 @@ class IdleJob : public Job {
   void Foresee(JobSpec&) const override {}
   void Start() override { start_(services_, *table_); }
   void Preempt() override { table_->Clear(); }
-  JobWork Pending() const override { return {}; }
-  void RunEncode(int32_t, TensorView, Workspace&) override {}
+  JobWork Pending() const override {
+    return encode_ ? JobWork{.kind = WorkKind::kEncode, .amount = 1} : JobWork{};
+  }
+  void RunEncode(int32_t, TensorView, Workspace&) override { std::exchange(encode_, nullptr)(); }
   void AddPrefill(int32_t, StepBatch&) override {}
   void AddDecode(StepBatch&) override {}
   void OnForward(std::span<const ChosenToken>, std::vector<BlockCopy>&) override {}
@@ -43,33 +51,71 @@ class IdleJob : public Job {
   using Clock = JobClock::Clock;
   const std::string id_ = "idle";
   const Act start_;
+  std::function<void()> encode_;
+  mutable int looks_ = -1;
   JobServices services_;
   std::optional<BlockTable> table_;
   bool ended_ = false;
 };
 
-// A loop over one model, in which one job is started; until its step is over.
+// A loop over one model.
+class OneModelLoop {
+ public:
+  OneModelLoop() {
+    config_ = SmallConfig();
+    config_.calibrate = false;
+    config_.max_batch_tokens = 16;
+    auto backend = CpuBackend::Create({.dtype = DType::kFloat32});
+    CHECK(backend.ok()) << backend.status();
+    backend_ = *std::move(backend);
+    auto model = LoadedModel::Load(config_.models[0].name, config_.models[0].path, *backend_,
+                                   [](size_t, size_t) {});
+    CHECK(model.ok()) << model.status();
+    models_.push_back(*std::move(model));
+    auto loop = StepLoop::Create(config_, {{}}, *backend_, models_);
+    CHECK(loop.ok()) << loop.status();
+    loop_ = *std::move(loop);
+    loop_->Start();
+  }
+  LoadedModel& model() { return *models_[0]; }
+  StepLoop& operator*() { return *loop_; }
+  StepLoop* operator->() { return loop_.get(); }
+
+ private:
+  EngineConfig config_;
+  std::unique_ptr<Backend> backend_;
+  std::vector<std::unique_ptr<LoadedModel>> models_;
+  std::unique_ptr<StepLoop> loop_;
+};
+
+// Starts one job; until its step is over.
 void StartOneJob(const std::function<void(LoadedModel&, const JobServices&, BlockTable&)>& start) {
-  EngineConfig config = SmallConfig();
-  config.calibrate = false;
-  config.max_batch_tokens = 16;
-  auto backend = CpuBackend::Create({.dtype = DType::kFloat32});
-  CHECK(backend.ok()) << backend.status();
-  std::vector<std::unique_ptr<LoadedModel>> models;
-  auto model = LoadedModel::Load(config.models[0].name, config.models[0].path, **backend,
-                                 [](size_t, size_t) {});
-  CHECK(model.ok()) << model.status();
-  models.push_back(*std::move(model));
-  auto loop = StepLoop::Create(config, {{}}, **backend, models);
-  CHECK(loop.ok()) << loop.status();
-  (*loop)->Start();
-  auto job = std::make_unique<IdleJob>(
-      *models[0],
-      [&](const JobServices& services, BlockTable& table) { start(*models[0], services, table); });
-  (*loop)->Submit(std::move(job), 0, nullptr);
+  OneModelLoop loop;
+  auto job =
+      std::make_unique<IdleJob>(loop.model(), [&](const JobServices& services, BlockTable& table) {
+        start(loop.model(), services, table);
+      });
+  loop->Submit(std::move(job), 0, nullptr);
   // The numbers of its turn are told once the turn is over.
-  while ((*loop)->Stats().requests_running == 0) std::this_thread::yield();
-  EXPECT_EQ((*loop)->Stats().blocks_used, 2);
+  while (loop->Stats().requests_running == 0) std::this_thread::yield();
+  EXPECT_EQ(loop->Stats().blocks_used, 2);
+}
+
+// Taken in behind the plan, and gone before those are admitted who found room meanwhile.
+TEST(StepLoopTest, WhoEndedWhileTheDeviceWorkedIsNotStarted) {
+  OneModelLoop loop;
+  std::atomic<bool> started = false;
+  const auto runs = [](const JobServices&, BlockTable&) {};
+  auto comes = std::make_unique<IdleJob>(loop.model(),
+                                         [&](const JobServices&, BlockTable&) { started = true; });
+  comes->CancelledAfter(1);  // asked when it is taken in, and before those who wait are admitted
+  auto ticket = std::make_shared<int>();
+  const std::weak_ptr<int> gone = ticket;
+  auto works = std::make_unique<IdleJob>(loop.model(), runs);
+  works->WhileItEncodes([&] { loop->Submit(std::move(comes), 0, std::move(ticket)); });
+  loop->Submit(std::move(works), 0, nullptr);
+  while (!gone.expired()) std::this_thread::yield();
+  EXPECT_FALSE(started);
 }
 
 TEST(StepLoopTest, AJobsBlocksAreItsOwn) {

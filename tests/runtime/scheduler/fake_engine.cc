@@ -106,6 +106,12 @@ void FakeEngine::CancelAnybody() {
   if (!live_.empty()) End(jobs_[live_[dice_.Uniform(0, live() - 1)]]);
 }
 
+void FakeEngine::CancelAnybodyWhoWaits() {
+  if (live_.empty()) return;
+  Job& job = jobs_[live_[dice_.Uniform(0, live() - 1)]];
+  if (!job.admitted) End(job);
+}
+
 void FakeEngine::Park(JobId id, bool parked) {
   Job& job = Get(id);
   job.parked = parked;
@@ -149,6 +155,11 @@ void FakeEngine::StartRound(Job& job) {
 
 void FakeEngine::Tell(Job& job) {
   JobWork work = job.work;
+  const FakeRequest& request = job.request;
+  const int32_t rounds = job.rounds_left - 1;
+  work.later_units = rounds * request.encode_units;
+  work.later_tokens = rounds * request.prompt_tokens;
+  if (work.kind == WorkKind::kEncode) work.later_tokens += request.prompt_tokens + job.decoded;
   if (job.parked) work.kind = WorkKind::kParked;
   scheduler_.SetWork(job.id, work);
 }
@@ -190,7 +201,7 @@ void FakeEngine::OnPreempt(JobId id) {
   preempted_.push_back(id);
 }
 
-bool FakeEngine::Step() {
+void FakeEngine::AdmitWaiting() {
   for (const JobId id : scheduler_.Admit(now_us_)) {
     Job& job = Get(id);
     CHECK(!job.admitted);
@@ -200,6 +211,10 @@ bool FakeEngine::Step() {
     StartRound(job);
     Tell(job);
   }
+}
+
+bool FakeEngine::Step(absl::FunctionRef<void()> while_it_works) {
+  AdmitWaiting();
   const int64_t dearest = DearestUnitNs();
   dearest_ns_ = std::max(dearest, dearest_before_ns_);  // it may be gone what was saved up for
   dearest_before_ns_ = dearest;
@@ -208,7 +223,9 @@ bool FakeEngine::Step() {
   plan_ = scheduler_.Schedule(now_us_, [this](JobId id) { OnPreempt(id); });
   CheckPlan(preemptions);
   const int64_t elapsed_us = plan_.predicted_ns / 1000;
-  now_us_ += elapsed_us;
+  now_us_ += elapsed_us / 2;
+  while_it_works();
+  now_us_ += elapsed_us - elapsed_us / 2;
   predicted_ns_ += plan_.predicted_ns;
   items_ += static_cast<int64_t>(plan_.items.size());
   scheduler_.Commit(elapsed_us);

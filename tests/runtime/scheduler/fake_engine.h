@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/statusor.h"
 #include "runtime/kv_cache/block_table.h"
 #include "runtime/scheduler/scheduler.h"
@@ -71,11 +72,15 @@ class FakeEngine {
   void Park(JobId id, bool parked);
   void ParkAnybody(bool parked);  // an admitted one at random, if there is one
   void CancelAnybody();
+  void CancelAnybodyWhoWaits();
   void UnparkAll();
   void SetPrices(int32_t model, const Prices& prices);
 
   // Admit, Schedule, carry out, Commit; then all invariants. False: nobody had anything to do.
-  bool Step();
+  // `while_it_works`, between Schedule and Commit, may Submit, AdmitWaiting and
+  // CancelAnybodyWhoWaits.
+  bool Step(absl::FunctionRef<void()> while_it_works = [] {});
+  void AdmitWaiting();
   // As many steps as it takes; CHECKs that it takes no more than `most`.
   void Finish(int64_t most);
 

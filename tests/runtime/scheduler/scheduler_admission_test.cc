@@ -220,7 +220,8 @@ TEST(SchedulerTest, AnotherTenantsFloodRefusesNobodysDeadline) {
   spec.tenant = 2;  // a tenth of the weight: the other has ten times as much meanwhile
   EXPECT_EQ(house.scheduler.Predict(spec).first_token_us, 22'000);
   house.Add(spec);
-  // Behind one of its own: 4 ms of its tenant's, as much of the flood's, a tenth of it of the third's.
+  // Behind one of its own: 4 ms of its tenant's, as much of the flood's, a tenth of it of the
+  // third's.
   spec.tenant = 1;
   house.Add(spec);
   EXPECT_EQ(house.scheduler.Predict(spec).first_token_us, 8'000 + 400);
@@ -262,7 +263,8 @@ TEST(SchedulerTest, APredictionWaitsForBlocksAndImageSlotsToo) {
   SchedulerOptions options = Priced(10'000);
   options.models[0].feature_slots = 1;
   House house(options, /*num_blocks=*/10);
-  const JobSpec runs{.max_context = 80, .feature_slots = 1, .prefill_tokens = 1, .decode_tokens = 50};
+  const JobSpec runs{
+      .max_context = 80, .feature_slots = 1, .prefill_tokens = 1, .decode_tokens = 50};
   house.Admitted(runs, {.kind = WorkKind::kDecode, .amount = 1, .context = 1});
   const auto predicted_ms = [&](JobSpec spec) {
     spec.deadline_us = 1'000'000, spec.prefill_tokens = 20;

@@ -21,6 +21,7 @@ struct House {
   int32_t num_blocks = 0;
   int32_t arrivals = 0;  // one in so many steps
   bool slow_readers = false;
+  bool overlaps = false;  // some come, go and are admitted while a step runs
   bool new_prices = false;
 };
 
@@ -67,6 +68,7 @@ House RandomHouse(Dice& dice) {
   options.chaos_seed = dice.OneIn(4) ? dice.Roll() | 1 : 0;
   house.arrivals = dice.Uniform(1, 10);
   house.slow_readers = dice.OneIn(2);
+  house.overlaps = dice.OneIn(2);
   house.new_prices = dice.OneIn(4);
   return house;
 }
@@ -110,17 +112,24 @@ void Live(const House& house, uint64_t seed, Totals& totals) {
   engine.set_rows_end(true);
   Dice dice(seed + 1);
   for (int64_t step = 0; step < kStepsPerHouse; ++step) {
-    if (dice.OneIn(house.arrivals)) {
+    const auto come = [&] {
+      if (!dice.OneIn(house.arrivals)) return;
       ++totals.arrived;
       totals.refused += !engine.Submit(RandomRequest(house, engine.now_us(), dice)).ok();
-    }
+    };
+    come();
     if (dice.OneIn(60)) {
       totals.cancelled += engine.live() > 0;
       engine.CancelAnybody();
     }
     if (house.slow_readers && dice.OneIn(8)) engine.ParkAnybody(dice.OneIn(3));
     if (house.new_prices && dice.OneIn(50)) engine.SetPrices(0, RandomPrices(dice));
-    totals.busy += engine.Step();
+    totals.busy += engine.Step([&] {  // as the step loop does
+      if (!house.overlaps) return;
+      come();
+      if (dice.OneIn(60)) engine.CancelAnybodyWhoWaits();
+      engine.AdmitWaiting();
+    });
     if (dice.OneIn(30)) engine.Sleep(dice.Uniform(0, 20'000));
   }
   engine.UnparkAll();
