@@ -5,9 +5,9 @@
 //
 // Eight answers of the bundled molmo-mini are decoded without an end; each token's arrival is
 // noted. Beside them, in the flooded runs, four clients keep asking about pictures and four keep
-// sending recordings (no two alike: the caches are off). Prints the percentiles of the time between
-// two tokens of a stream, the flood's throughput, and what the flood's requests waited for their
-// first token.
+// sending recordings, no two alike, so that each is encoded. Prints the percentiles of the time
+// between two tokens of a stream, the flood's throughput, and what the flood's requests waited for
+// their first token.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -23,6 +23,8 @@
 
 #include "runtime/cpu/cpu_backend.h"
 #include "runtime/engine/engine.h"
+#include "runtime/media/image.h"
+#include "runtime/media/png_writer.h"
 #include "spdlog/spdlog.h"
 
 namespace sensorium {
@@ -75,6 +77,27 @@ GenerateRequest Question(const std::string& text, std::string image, int32_t max
   return request;
 }
 
+// The same picture, but for a pixel that nobody else has.
+std::string Unlike(RgbImage picture, uint32_t n) {
+  for (int byte = 0; byte < 3; ++byte) picture.pixels[byte] = static_cast<uint8_t>(n >> 8 * byte);
+  auto png = EncodePng(picture);
+  CHECK(png.ok()) << png.status();
+  return *std::move(png);
+}
+
+// The same recording (WAV, 16 bits, 16 kHz), but for the lowest bits of 32 samples of each second:
+// so none of its windows is anybody else's.
+std::string Unlike(std::string wav, uint32_t n) {
+  constexpr size_t kHeader = 44, kSecond = 2 * 16000;
+  for (size_t second = kHeader; second + 64 <= wav.size(); second += kSecond) {
+    for (size_t bit = 0; bit < 32; ++bit) {
+      char& low = wav[second + 2 * bit];
+      low = static_cast<char>((low & ~1) | (n >> bit & 1));
+    }
+  }
+  return wav;
+}
+
 // Whether it is the stream's last event. A refusal would make the figures mean nothing.
 template <typename Event>
 bool Ended(const Event& event) {
@@ -94,7 +117,6 @@ void Measure(const Options& options, Run& run) {
                    {"whisper-mini", models + "/whisper-mini"}};
   config.target_step_us = static_cast<int64_t>(run.target_step_ms * 1000);
   config.prefix_cache = false;
-  config.encoder_cache_bytes = 0;
   config.event_queue_limit = 4096;
   auto backend = CpuBackend::Create({.dtype = DType::kFloat32});
   CHECK(backend.ok()) << backend.status();
@@ -134,9 +156,13 @@ void Measure(const Options& options, Run& run) {
   }
   while (started < options.streams) std::this_thread::yield();
 
-  const std::string wide = ReadFile(models + "/molmo-mini/wide.png");
+  const std::string png = ReadFile(models + "/molmo-mini/wide.png");
+  const auto wide =
+      DecodeImage({reinterpret_cast<const uint8_t*>(png.data()), png.size()}, config.image_limits);
+  CHECK(wide.ok()) << wide.status();
   const std::string morning = ReadFile(models + "/whisper-mini/morning.wav");
   std::atomic<int> done{0};
+  std::atomic<uint32_t> asked{0};
   std::vector<std::vector<double>> firsts(8);
   if (run.flood) {
     for (int f = 0; f < 8; ++f) {
@@ -149,7 +175,8 @@ void Measure(const Options& options, Run& run) {
             first = false;
           };
           if (f % 2 == 0) {
-            auto queue = engine.Generate(Question("Describe this image.", wide, 20));
+            auto queue =
+                engine.Generate(Question("Describe this image.", Unlike(*wide, ++asked), 20));
             for (bool more = true; more;) {
               const GenerateEvent event = queue->Pop();
               if (std::holds_alternative<GenerateDelta>(event)) note();
@@ -159,7 +186,7 @@ void Measure(const Options& options, Run& run) {
           } else {
             TranscribeRequest request;
             request.model = "whisper-mini";
-            request.audio = morning;
+            request.audio = Unlike(morning, ++asked);
             request.options.language = "en";
             auto queue = engine.Transcribe(std::move(request));
             for (bool more = true; more;) {
@@ -182,6 +209,9 @@ void Measure(const Options& options, Run& run) {
   const double seconds = MsSince(begin) / 1000;
   stop = true;
   for (auto& thread : threads) thread.join();
+  const EngineStats stats = engine.Stats();
+  CHECK(stats.image_hits == 0 && stats.audio_hit_blocks == 0) << "not all of it was encoded";
+  CHECK_EQ(stats.image_misses > 0 && stats.audio_miss_blocks > 0, run.flood);
   for (const auto& g : gaps) run.gaps_ms.insert(run.gaps_ms.end(), g.begin(), g.end());
   for (const auto& f : firsts) run.first_ms.insert(run.first_ms.end(), f.begin(), f.end());
   std::sort(run.gaps_ms.begin(), run.gaps_ms.end());

@@ -177,6 +177,7 @@ struct Intake::PendingGenerate {
   };
   std::vector<Spoken> spoken;  // the audio parts
   MediaReservation pictures;   // undecoded
+  std::optional<PictureRoom> picture;  // what it will be decoded into
   std::vector<std::string> heard;
   Usage hearing;             // of the parts heard
   std::mutex mu;             // two preparation threads may take events of one part
@@ -240,6 +241,13 @@ std::shared_ptr<GenerateQueue> Intake::Generate(GenerateRequest request) {
   queue->SetOnRoom(loop_.wake);
   PostFor(pending, [this, pending] {
     if (config_.before_preparation) config_.before_preparation();
+    // Before a spoken part takes the device's time: what has no room is refused for nothing.
+    const StopReason stop([&] { return pending->queue->cancelled(); }, pending->request.deadline,
+                          ending_, config_.decode_seconds);
+    RETURN_IF_ERROR(stop.Check());
+    ASSIGN_OR_RETURN(pending->picture,
+                     MakeRoomForPicture(*pending->model, {config_, media_budget_, stop},
+                                        pending->request));
     return TranscribeNextPart(pending);
   });
   return queue;
@@ -305,7 +313,8 @@ absl::Status Intake::FinishGenerate(std::shared_ptr<PendingGenerate> pending) {
   const std::string tenant = pending->request.tenant;
   ASSIGN_OR_RETURN(PreparedGenerate prepared,
                    PrepareGenerate(*pending->model, {config_, media_budget_, stop},
-                                   std::move(pending->request), pending->heard));
+                                   std::move(pending->request), std::move(pending->picture),
+                                   pending->heard));
   pending->pictures.Reset();
   prepared.request_id = pending->request_id;
   prepared.submitted = pending->submitted;

@@ -115,9 +115,33 @@ absl::StatusOr<std::vector<float>> DecodeWithin(const Preparation& preparation,
   return samples;
 }
 
+absl::StatusOr<std::optional<PictureRoom>> MakeRoomForPicture(const LoadedModel& model,
+                                                              const Preparation& preparation,
+                                                              const GenerateRequest& request) {
+  if (request.messages.empty()) return std::nullopt;
+  const MolmoImageConfig& molmo = model.molmo->config.image;
+  const std::vector<Part>& parts = request.messages[0].parts;
+  const auto part = std::find_if(parts.begin(), parts.end(),
+                                 [](const Part& p) { return p.kind == Part::Kind::kImage; });
+  if (part == parts.end()) return std::nullopt;
+  const std::string field = absl::StrCat("messages[0].parts[", part - parts.begin(), "].image");
+  const auto info = ProbeImage(Bytes(part->data), preparation.config.image_limits);
+  if (!info.ok()) return AboutField(info.status(), field);
+  auto layout = LayOutMolmoImage(info->width, info->height, molmo);
+  if (!layout.ok()) return AboutField(layout.status(), field);
+  const size_t patches = size_t(layout->crops) * model.molmo->vision->config().patches();
+  const size_t decoded =
+      size_t{3} * info->width * info->height + sizeof(float) * patches +
+      (model.media ? DevicePicture::FilterBytes(info->width, info->height, *layout, molmo)
+                   : sizeof(float) * patches * model.molmo->vision->config().patch_dim);
+  ASSIGN_OR_RETURN(MediaReservation place, preparation.budget.Take(decoded));
+  return PictureRoom{.layout = *std::move(layout), .decoded = std::move(place)};
+}
+
 absl::StatusOr<PreparedGenerate> PrepareGenerate(const LoadedModel& model,
                                                  const Preparation& preparation,
                                                  GenerateRequest request,
+                                                 std::optional<PictureRoom> picture,
                                                  const std::vector<std::string>& heard) {
   PreparedGenerate p;
   const EngineConfig& config = preparation.config;
@@ -167,24 +191,16 @@ absl::StatusOr<PreparedGenerate> PrepareGenerate(const LoadedModel& model,
   }
 
   if (image_bytes) {
-    const auto info = ProbeImage(Bytes(*image_bytes), config.image_limits);
-    if (!info.ok()) return AboutField(info.status(), image_field);
-    const auto layout = LayOutMolmoImage(info->width, info->height, molmo.image);
-    if (!layout.ok()) return AboutField(layout.status(), image_field);
-    const size_t patches = size_t(layout->crops) * model.molmo->vision->config().patches();
-    const size_t decoded =
-        size_t{3} * info->width * info->height + sizeof(float) * patches +
-        (model.media ? DevicePicture::FilterBytes(info->width, info->height, *layout, molmo.image)
-                     : sizeof(float) * patches * model.molmo->vision->config().patch_dim);
-    ASSIGN_OR_RETURN(p.media, preparation.budget.Take(decoded));
+    CHECK(picture) << "its room was made before";
+    p.media = std::move(picture->decoded);
     const Stop stop = preparation.stop.stop();
     auto image = DecodeImage(Bytes(*image_bytes), config.image_limits, stop);
     if (!image.ok()) return Explain(image.status(), preparation.stop, image_field);
     p.image_width = image->width;
     p.image_height = image->height;
     if (model.media) {
-      p.image = DescribeMolmoImage(image->width, image->height, *layout, molmo.image);
-      p.picture.emplace(*std::move(image), *layout, molmo.image);
+      p.image = DescribeMolmoImage(image->width, image->height, picture->layout, molmo.image);
+      p.picture.emplace(*std::move(image), picture->layout, molmo.image);
     } else {
       auto inputs = PreprocessMolmoImage(*image, molmo.image, stop);
       if (!inputs.ok()) return Explain(inputs.status(), preparation.stop, image_field);

@@ -14,6 +14,7 @@
 #include "runtime/engine/generate_job.h"
 #include "runtime/engine/loaded_model.h"
 #include "runtime/engine/transcribe_job.h"
+#include "runtime/media/molmo_image.h"
 
 namespace sensorium {
 
@@ -93,10 +94,23 @@ absl::StatusOr<std::vector<float>> DecodeWithin(const Preparation& preparation,
 // Names the field that an INVALID_ARGUMENT is about, unless it names one already.
 absl::Status AboutField(absl::Status status, std::string_view field);
 
-// Decodes and tokenises; `heard` are the transcripts of the request's audio parts, in order.
+// A request's picture before it is decoded: how it will be cut, and the place of its pixels and
+// patches in the budget.
+struct PictureRoom {
+  MolmoImageLayout layout;
+  MediaReservation decoded;
+};
+// By the header of the first message's picture; nullopt: it has none. RESOURCE_EXHAUSTED as
+// MediaBudget::Take.
+absl::StatusOr<std::optional<PictureRoom>> MakeRoomForPicture(const LoadedModel& model,
+                                                              const Preparation& preparation,
+                                                              const GenerateRequest& request);
+
+// Decodes and tokenises; `picture` is what MakeRoomForPicture found for the request, `heard` are the transcripts of the request's audio parts, in order.
 absl::StatusOr<PreparedGenerate> PrepareGenerate(const LoadedModel& model,
                                                  const Preparation& preparation,
                                                  GenerateRequest request,
+                                                 std::optional<PictureRoom> picture,
                                                  const std::vector<std::string>& heard);
 
 // Decodes the recording and, unless the device does, computes its log-mel spectrogram. `undecoded`

@@ -85,6 +85,27 @@ TEST_F(EngineTest, ASpokenQuestionAboutAPictureIsHeardAndAnswered) {
   ExpectIdle(*engine_);
 }
 
+// 1 MB holds both files and the recording's samples, but not the picture's pixels and patches too.
+TEST(EngineMediaTest, ASpokenQuestionWhosePictureHasNoRoomIsRefusedBeforeItIsHeard) {
+  EngineConfig config = SmallConfig();
+  config.max_media_bytes = 1'000'000;
+  auto engine = MakeEngine(config);
+  const Part spoken{.kind = Part::Kind::kAudio,
+                    .text = "",
+                    .data = ReadFile(kModels + "/whisper-mini/question.wav"),
+                    .language = ""};
+  const int64_t before = engine->Stats().steps;
+  GenerateRequest request = Ask("", "shapes.png");
+  request.messages[0].parts.back() = spoken;
+  const auto refused = Collect(*engine->Generate(request));
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted) << refused.status();
+  EXPECT_NE(refused.status().message().find("1000000"), std::string::npos) << refused.status();
+  EXPECT_EQ(engine->Stats().steps, before);
+  request.messages[0].parts.erase(request.messages[0].parts.begin());  // without the picture
+  EXPECT_EQ(One(Collect(*engine->Generate(request))).heard, "How many red circles are there?");
+  EXPECT_EQ(engine->Stats().media_bytes, 0u);
+}
+
 TEST_F(EngineTest, PointsArriveInPixelsOfThePicture) {
   const Answer a = One(Collect(*engine_->Generate(Ask("Point to the blue square.", "shapes.png"))));
   ASSERT_EQ(a.points.size(), 1u);
