@@ -403,7 +403,7 @@ TEST_P(AttentionTest, EncoderBitsDoNotDependOnNeighboursOrThreads) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, AttentionTest,
-                         ::testing::Combine(::testing::ValuesIn(BackendsUnderTest()),
+                         ::testing::Combine(::testing::ValuesIn(BackendsOfEveryOp()),
                                             ::testing::Values(kF32, kBf16)),
                          OpsTestName);
 

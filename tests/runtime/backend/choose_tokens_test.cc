@@ -378,7 +378,7 @@ TEST_P(ChooseTokensTest, MarksTellTheTimeBetweenThem) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Backends, ChooseTokensTest,
-                         ::testing::Combine(::testing::ValuesIn(BackendsUnderTest()),
+                         ::testing::Combine(::testing::ValuesIn(BackendsOfEveryOp()),
                                             ::testing::Values(kF32, DType::kBFloat16)),
                          OpsTestName);
 

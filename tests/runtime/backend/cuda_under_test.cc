@@ -41,7 +41,8 @@ std::vector<BackendUnderTest> BackendsUnderTest() {
     };
   };
   // kFast: what is true of a library's products and convolutions, too.
-  return {{"cuda", open(Determinism::kStrict)}, {"cuda_fast", open(Determinism::kFast)}};
+  return {{"cuda", open(Determinism::kStrict)},
+          {.name = "cuda_fast", .make = open(Determinism::kFast), .fast = true}};
 }
 
 }  // namespace sensorium

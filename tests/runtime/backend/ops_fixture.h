@@ -1,5 +1,6 @@
 // One suite over every op of the seam. A binary of it runs on the backends its BackendsUnderTest
-// names, each with both storage types; here is how far results may be from the truth.
+// names, each with both storage types. What each is compared with is the reference
+// (tests/reference, in double), never another backend; here is how far results may be from it.
 #pragma once
 
 #include <algorithm>
@@ -33,14 +34,25 @@ struct Tolerance {
 constexpr Tolerance ToleranceOf(DType t) {
   return t == DType::kBFloat16 ? Tolerance{0x1p-8, 0x1p-7} : Tolerance{0x1p-22, 0x1p-20};
 }
+// Of a convolution whose sums, before the bias is added, a library may round to bfloat16: half an
+// ulp of a sum is 2^-9 of it. Absolute what the bias takes away again: the magnitude is 1.
+inline constexpr Tolerance kRoundedSums = {0x1p-7, 0.05};
 
 struct BackendUnderTest {
   std::string name;  // letters, digits and underscores
   std::function<std::unique_ptr<Backend>(DType dtype, int threads)> make;  // CHECKs that it can
+  bool fast = false;           // a library makes products of many rows and convolutions
+  bool products_only = false;  // what it does else is another one's that is under test
 };
 // cpu_under_test.cc: each CPU level of this machine. cuda_emulated_under_test.cc: the CUDA backend
 // on the emulated device, in several orders of its threads.
 std::vector<BackendUnderTest> BackendsUnderTest();
+// Without those of products only.
+inline std::vector<BackendUnderTest> BackendsOfEveryOp() {
+  std::vector<BackendUnderTest> backends = BackendsUnderTest();
+  std::erase_if(backends, [](const BackendUnderTest& b) { return b.products_only; });
+  return backends;
+}
 
 class OpsTest : public ::testing::TestWithParam<std::tuple<BackendUnderTest, DType>> {
  protected:
@@ -49,6 +61,7 @@ class OpsTest : public ::testing::TestWithParam<std::tuple<BackendUnderTest, DTy
   }
 
   DType dtype() const { return std::get<1>(GetParam()); }
+  bool fast() const { return std::get<0>(GetParam()).fast; }
   // The dtypes that an activation may have.
   std::vector<DType> Acts() const {
     if (dtype() == DType::kFloat32) return {DType::kFloat32};
