@@ -109,8 +109,9 @@ absl::StatusOr<std::unique_ptr<Backend>> CudaBackend::Create(const CudaBackendOp
     // A device so full that it has no room for what the driver needs is there, and somebody's
     // mistake; one that does not work is as good as none.
     const std::string what = absl::StrCat("the CUDA device cannot be opened: ", e.what());
-    return e.error() == cudaErrorMemoryAllocation ? absl::ResourceExhaustedError(what)
-                                                  : absl::FailedPreconditionError(what);
+    if (e.error() != cudaErrorMemoryAllocation) return absl::FailedPreconditionError(what);
+    return absl::ResourceExhaustedError(absl::StrCat(
+        what, options.memory_share > 0 ? "; less may be taken as device.memory_share" : ""));
   } catch (const std::exception& e) {  // the libraries'
     return absl::FailedPreconditionError(
         absl::StrCat("the CUDA device cannot be opened: ", e.what()));

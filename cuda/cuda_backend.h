@@ -6,9 +6,9 @@
 // Batch invariance. kStrict: holds always, bit for bit: every kernel is our own, and a row's order
 // of additions is fixed by its own length; the headers of kernels/*.cu say how. kFast: our kernels'
 // still, attention and products of few rows among them; but where cuBLASLt makes a product, a row's
-// bits hang on the bucket that the number of rows falls into, though not on what is in the others
-// (library_gemm.h); and a convolution is made by the one engine of cuDNN that was chosen for its
-// shape (library_conv.h).
+// bits hang on its place among the rows and on the bucket that their number falls into, though not
+// on what is in the others (library_gemm.h); and a convolution is made by the one engine of cuDNN
+// that was chosen for its shape (library_conv.h).
 //
 // The encoders' attention is our kernel in both modes and not cuDNN's: a row's order of sums is
 // ours to fix and to state, it is the kernel that decodes, and it is executed by emulation, where

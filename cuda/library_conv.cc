@@ -20,8 +20,14 @@ namespace {
 
 void CheckLibrary(cudnnStatus_t status, const char* what) {
   if (status == CUDNN_STATUS_SUCCESS) return;
-  throw std::runtime_error(std::string(what) + ": cuDNN status " +
-                           std::to_string(static_cast<int>(status)));
+  const std::string failed =
+      std::string(what) + ": cuDNN status " + std::to_string(static_cast<int>(status));
+  // The library's own memory: the device is as full as where cudaMalloc says so.
+  if (status == CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED ||
+      status == CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED) {
+    throw CudaError(cudaErrorMemoryAllocation, failed);
+  }
+  throw std::runtime_error(failed);
 }
 #define LIBRARY_CHECK(call) CheckLibrary((call), #call)
 
@@ -225,7 +231,7 @@ class CudnnConv final : public LibraryConv {
   }
 
   // The engine's number; -1: its results would depend on more than its inputs, or it computes in
-  // less than `type`.
+  // less than `type`, or by a transform whose error is more than that of sums in float32.
   int64_t AllowedEngine(const Node& config, Type type) {
     Node engine(CUDNN_BACKEND_ENGINE_DESCRIPTOR);
     cudnnBackendDescriptor_t into = engine.get();
@@ -242,8 +248,14 @@ class CudnnConv final : public LibraryConv {
           note == CUDNN_NUMERICAL_NOTE_REDUCED_PRECISION_REDUCTION) {
         return -1;
       }
-      // The matrix units take float32 as TF32.
-      if (note == CUDNN_NUMERICAL_NOTE_TENSOR_CORE && type == Type::kFloat32) return -1;
+      if (type == Type::kFloat32 &&
+          (note == CUDNN_NUMERICAL_NOTE_TENSOR_CORE ||  // takes float32 as TF32
+           note == CUDNN_NUMERICAL_NOTE_FFT || note == CUDNN_NUMERICAL_NOTE_WINOGRAD ||
+           note == CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_4x4 ||
+           note == CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_6x6 ||
+           note == CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_13x13)) {
+        return -1;
+      }
     }
     return engine.Get<int64_t>(CUDNN_ATTR_ENGINE_GLOBAL_INDEX, CUDNN_TYPE_INT64);
   }

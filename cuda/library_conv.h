@@ -3,9 +3,9 @@
 //
 // What it guarantees: one engine for each shape, the first of cuDNN's own ranking that it can build
 // a plan for, chosen when the shape is first seen (at start: an encoder's shapes never change) and
-// kept; never one that cuDNN calls nondeterministic, and none that computes float32 in less than
-// float32. So the bits of a window depend on that window and the library's version. They are not
-// conv1d.cu's bits.
+// kept; never one that cuDNN calls nondeterministic, and for float32 none that computes in less
+// than float32 or by a Winograd or Fourier transform. So the bits of a window depend on that window
+// and the library's version. They are not conv1d.cu's bits.
 #pragma once
 
 #include <cstdint>
@@ -31,7 +31,8 @@ struct LibraryConvProblem {
 class LibraryConv {
  public:
   // Works in `workspace`, which nobody else uses at the same time. null when this was built without
-  // cuDNN (SENSORIUM_CUDNN=OFF). Throws when the library fails.
+  // cuDNN (SENSORIUM_CUDNN=OFF). Throws when the library fails: a CudaError of
+  // cudaErrorMemoryAllocation where it finds no memory.
   static std::unique_ptr<LibraryConv> Create(CudaBuffer& workspace, Queue& queue);
   virtual ~LibraryConv() = default;
 

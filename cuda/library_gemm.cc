@@ -1,5 +1,6 @@
 #include "cuda/library_gemm.h"
 
+#include <initializer_list>
 #include <string>
 #include <utility>
 
@@ -13,8 +14,11 @@ namespace {
 
 void CheckLibrary(cublasStatus_t status, const char* what) {
   if (status == CUBLAS_STATUS_SUCCESS) return;
-  throw std::runtime_error(std::string(what) + ": cuBLASLt status " +
-                           std::to_string(static_cast<int>(status)));
+  const std::string failed =
+      std::string(what) + ": cuBLASLt status " + std::to_string(static_cast<int>(status));
+  // The library's own memory: the device is as full as where cudaMalloc says so.
+  if (status == CUBLAS_STATUS_ALLOC_FAILED) throw CudaError(cudaErrorMemoryAllocation, failed);
+  throw std::runtime_error(failed);
 }
 #define LIBRARY_CHECK(call) CheckLibrary((call), #call)
 
@@ -117,6 +121,9 @@ const LibraryGemm::Plan& LibraryGemm::Find(Type type, int64_t bucket, int64_t in
 void LibraryGemm::Run(float* y, const void* x, const void* w, Type type, int64_t bucket, int64_t in,
                       int64_t out) {
   const Plan& plan = Find(type, bucket, in, out);
+  for (const void* p : std::initializer_list<const void*>{y, x, w}) {
+    CHECK_EQ(reinterpret_cast<uintptr_t>(p) % kAlignment, 0u);
+  }
   const auto multiply = [&] {
     const float one = 1.f, zero = 0.f;
     LIBRARY_CHECK(cublasLtMatmul(handle_, plan.product, &one, w, plan.w, x, plan.x, &zero, y,

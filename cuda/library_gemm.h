@@ -2,9 +2,10 @@
 //
 // What it guarantees: one algorithm for each weight shape and bucket of rows, asked for when the
 // weight is loaded and kept, and the rows padded with zeros to the bucket. So a row's bits depend
-// on the row and on its bucket, but not on what else is in it; a row that changes its bucket
-// (because its neighbours became more) may change its last bits. That is less than linear.cu
-// guarantees.
+// on the row, on its place among the rows and on its bucket, but not on what else is in it: an
+// algorithm may cut the sums of one tile of rows elsewhere than those of another (stream-K). A row
+// that moves, or whose bucket changes because its neighbours became more, may change its last bits.
+// That is less than linear.cu guarantees.
 #pragma once
 
 #include <cublasLt.h>
@@ -28,9 +29,12 @@ class LibraryGemm {
   static constexpr int64_t kLeastBucket = 32, kMostBucket = 2048;
   static int64_t BucketFor(int64_t rows);  // REQUIRES: rows <= kMostBucket
   static constexpr size_t kWorkspaceBytes = size_t{32} << 20;
+  // What an algorithm may count on, as cuBLASLt's CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_*_BYTES have
+  // it where nobody sets them.
+  static constexpr uintptr_t kAlignment = 256;
 
   // Works in `workspace` of kWorkspaceBytes, which nobody else uses at the same time. Throws when
-  // the library fails.
+  // the library fails: a CudaError of cudaErrorMemoryAllocation where it finds no memory.
   static std::unique_ptr<LibraryGemm> Create(CudaBuffer& workspace, Queue& queue);
   ~LibraryGemm();
   LibraryGemm(const LibraryGemm&) = delete;
@@ -49,8 +53,8 @@ class LibraryGemm {
   // REQUIRES: pinned.
   const Algorithm& PinnedFor(Type type, int64_t bucket, int64_t in, int64_t out) const;
 
-  // y = x W^T, queued: y float32 [bucket, out], x [bucket, in], w [out, in], all contiguous and
-  // 16-byte aligned, x and w of `type`. REQUIRES: pinned.
+  // y = x W^T, queued: y float32 [bucket, out], x [bucket, in], w [out, in], all contiguous, x and
+  // w of `type`. REQUIRES: pinned; y, x and w are aligned to kAlignment.
   void Run(float* y, const void* x, const void* w, Type type, int64_t bucket, int64_t in,
            int64_t out);
 

@@ -99,6 +99,27 @@ TEST_F(CudaLibraryTest, FastConvolutionsAreTheStrictOnesButForRounding) {
   }
 }
 
+// A device that has the arena to give, but no room for what a library wants behind it, is full and
+// not absent: `auto` must not take the CPU for it.
+TEST_F(CudaLibraryTest, ADeviceWithoutRoomForALibraryIsFullAndNotAbsent) {
+  struct Case {
+    int allocation;  // behind three pinned buffers and the arena
+    const char* failed;
+  };
+  for (const Case c : {Case{5, "cublasLtCreate(&handle): cuBLASLt status 3"},
+                       Case{6, "cudnnCreate(&handle_): cuDNN status 4004"}}) {
+    cuda_emu::FailAllocation(c.allocation);
+    const absl::Status status =
+        CudaBackend::Create({.determinism = Determinism::kFast, .memory_share = 0.5}).status();
+    EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+    EXPECT_EQ(std::string(status.message()),
+              "the CUDA device cannot be opened: " + std::string(c.failed) +
+                  ": out of memory (cudaErrorMemoryAllocation); less may be taken as "
+                  "device.memory_share");
+    EXPECT_EQ(cuda_emu::AllocatedBytes(), 0u);
+  }
+}
+
 TEST_F(CudaLibraryTest, TheConvolutionsEngineIsPinnedAndLogged) {
   std::ostringstream log;
   const auto kept = spdlog::default_logger();
@@ -123,7 +144,8 @@ TEST_F(CudaLibraryTest, TheConvolutionsEngineIsPinnedAndLogged) {
     convolve(*be, dtype, 20, 2);
   };
   const std::string what = " [64, 3, 32] over 1 x 20 frames by 1";
-  run(kF32);  // not the engine that is not deterministic, not the one in TF32
+  // Not the engine that is not deterministic, not the one in TF32, not those by transforms.
+  run(kF32);
   EXPECT_EQ(log.str(), "info cuDNN 90000: float32" + what +
                            " pinned, engine 1, sums float32, 1048576 bytes of workspace\n");
   run(kBf16);
@@ -133,10 +155,12 @@ TEST_F(CudaLibraryTest, TheConvolutionsEngineIsPinnedAndLogged) {
   run(kBf16);
   EXPECT_EQ(log.str(), "info cuDNN 90000: bfloat16" + what +
                            " pinned, engine 3, sums bfloat16, 1048576 bytes of workspace\n");
-  cuda_emu::LimitCudnn({.engines = 3});
-  run(kF32);
-  EXPECT_EQ(log.str(),
-            "warning cuDNN 90000: no engine for float32" + what + "; our own kernels do it\n");
+  for (int engines : {3, 4, 5}) {  // TF32, Winograd and Fourier are all there is
+    cuda_emu::LimitCudnn({.engines = engines});
+    run(kF32);
+    EXPECT_EQ(log.str(),
+              "warning cuDNN 90000: no engine for float32" + what + "; our own kernels do it\n");
+  }
   cuda_emu::LimitCudnn({});
   spdlog::set_default_logger(kept);
 }

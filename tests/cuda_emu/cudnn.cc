@@ -1,6 +1,6 @@
 // The one graph of cuDNN that the backend makes: a forward convolution with float sums, channels
-// innermost, queued like a kernel. Its engines are four, best first: one that is not deterministic,
-// one that no plan can be made of, one on the matrix units and a plain one.
+// innermost, queued like a kernel. Its engines are six, best first: one that is not deterministic,
+// one that no plan can be made of, one on the matrix units, two by transforms and a plain one.
 #include <algorithm>
 #include <array>
 #include <bit>
@@ -22,9 +22,13 @@ struct Engine {
   std::vector<cudnnBackendNumericalNote_t> notes;
   bool has_plan;
 };
-const std::array<Engine, 4> kEngines = {
-    Engine{7, {CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC}, true}, Engine{5, {}, false},
-    Engine{3, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, true}, Engine{1, {}, true}};
+const std::array<Engine, 6> kEngines = {
+    Engine{7, {CUDNN_NUMERICAL_NOTE_NONDETERMINISTIC}, true},
+    Engine{5, {}, false},
+    Engine{3, {CUDNN_NUMERICAL_NOTE_TENSOR_CORE}, true},
+    Engine{6, {CUDNN_NUMERICAL_NOTE_WINOGRAD, CUDNN_NUMERICAL_NOTE_WINOGRAD_TILE_6x6}, true},
+    Engine{4, {CUDNN_NUMERICAL_NOTE_FFT}, true},
+    Engine{1, {}, true}};
 CudnnLimits limits;
 
 size_t SizeOf(cudnnBackendAttributeType_t type) {
@@ -174,6 +178,7 @@ using cuda_emu::CudnnNode;
 
 size_t cudnnGetVersion() { return 90000; }
 cudnnStatus_t cudnnCreate(cudnnHandle_t* handle) {
+  if (cuda_emu::NextAllocationFails()) return CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED;
   *handle = new cuda_emu::CudnnHandle;
   return CUDNN_STATUS_SUCCESS;
 }

@@ -25,8 +25,11 @@ struct LaunchShape {
 // From now on each launch is added to `to`, which is the caller's; null: none is.
 void RecordLaunches(std::vector<LaunchShape>* to);
 
-// The n-th allocation of device or pinned memory from now on fails, n >= 1; 0: none does.
+// The n-th allocation of device or pinned memory from now on fails, n >= 1; 0: none does. A
+// library's handle is one.
 void FailAllocation(int n);
+// Whether the allocation that a stand-in makes now is the one that fails: it counts.
+bool NextAllocationFails();
 // What cudaMemGetInfo says is free and there; an allocation of more fails.
 void SetDeviceMemory(size_t bytes);
 size_t AllocatedBytes();  // device memory not yet freed
@@ -40,10 +43,10 @@ void FailLaunch(int n);
 // once.
 void RefuseLaunch(int n);
 
-// What cuDNN can do: how many of its four engines it has (the fourth is the only one for float32,
-// the third for bfloat16), and whether bfloat16 can be added up into float32.
+// What cuDNN can do: how many of its six engines it has (the sixth is the only one for float32, the
+// third for bfloat16), and whether bfloat16 can be added up into float32.
 struct CudnnLimits {
-  int engines = 4;
+  int engines = 6;
   bool no_wider_sums = false;
 };
 void LimitCudnn(const CudnnLimits& to);

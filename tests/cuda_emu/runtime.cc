@@ -122,6 +122,7 @@ void CopyRows(std::byte* to, size_t to_pitch, const std::byte* from, size_t from
 Counters counters() { return device.counters; }
 void RecordLaunches(std::vector<LaunchShape>* to) { device.launches = to; }
 void FailAllocation(int n) { device.fail_allocation = n; }
+bool NextAllocationFails() { return device.fail_allocation > 0 && --device.fail_allocation == 0; }
 void SetDeviceMemory(size_t bytes) { device.memory_bytes = bytes; }
 size_t AllocatedBytes() { return device.allocated_bytes; }
 int LiveGraphs() { return device.live_graphs; }
@@ -231,8 +232,7 @@ cudaError_t cudaMalloc(void** p, size_t bytes) {
   *p = nullptr;
   if (device.sticky != cudaSuccess) return Report(device.sticky);
   if (cuda_emu::Capturing()) return Report(cudaErrorStreamCaptureUnsupported);
-  const bool fails = device.fail_allocation > 0 && --device.fail_allocation == 0;
-  if (fails || bytes > device.memory_bytes - device.allocated_bytes) {
+  if (cuda_emu::NextAllocationFails() || bytes > device.memory_bytes - device.allocated_bytes) {
     return Report(cudaErrorMemoryAllocation);
   }
   // Not more than asked for, so that AddressSanitizer sees the end; a multiple of 256 needs no
@@ -257,9 +257,7 @@ cudaError_t cudaFree(void* p) {
 }
 cudaError_t cudaMallocHost(void** p, size_t bytes) {
   if (cuda_emu::Capturing()) return Report(cudaErrorStreamCaptureUnsupported);
-  if (device.fail_allocation > 0 && --device.fail_allocation == 0) {
-    return Report(cudaErrorMemoryAllocation);
-  }
+  if (cuda_emu::NextAllocationFails()) return Report(cudaErrorMemoryAllocation);
   if (posix_memalign(p, 4096, bytes) != 0) return Report(cudaErrorMemoryAllocation);
   std::memset(*p, 0xff, bytes);
   device.pinned[static_cast<std::byte*>(*p)] = bytes;
