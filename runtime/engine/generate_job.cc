@@ -362,6 +362,7 @@ void GenerateJob::Fork(std::vector<BlockCopy>& copies) {
     answers_[i].computed = PromptTokens();
   }
   if (answers_[0].done) answers_[0].table.Clear();
+  if (!services_.preempts) DropFeatures();  // else the prompt may be computed once more
 }
 
 void GenerateJob::OnForward(std::span<const ChosenToken> chosen, std::vector<BlockCopy>& copies) {

@@ -85,6 +85,7 @@ struct JobServices {
   BlockAllocator* blocks = nullptr;
   BlockCache* cache = nullptr;
   Publisher* publisher = nullptr;
+  bool preempts = false;  // jobs may be preempted, and computed again
 };
 
 // Between Start and End nothing here but Attach takes memory from the heap.

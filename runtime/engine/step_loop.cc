@@ -192,7 +192,10 @@ StepLoop::~StepLoop() {
 
 void StepLoop::Submit(std::unique_ptr<Job> job, int32_t tenant, Ticket ticket) {
   job->Attach(
-      {.blocks = memory_.blocks.get(), .cache = memory_.cache.get(), .publisher = &publisher_});
+      {.blocks = memory_.blocks.get(),
+       .cache = memory_.cache.get(),
+       .publisher = &publisher_,
+       .preempts = config_.optimistic_admission});
   Jobs maker;  // of a place that the engine's thread need not make
   maker[0] = {.job = std::move(job), .ticket = std::move(ticket)};
   {

@@ -39,7 +39,9 @@ struct JobSpec {
   int64_t max_context = 0;       // most tokens a row may come to
   int64_t expected_context = 0;  // what optimistic admission sets aside; 0: max_context
   int32_t fixed_blocks = 0;      // blocks beside the rows': a window's cross-attention
-  int32_t feature_slots = 0;     // slots of its model's image features, held until it ends
+  // Slots of its model's image features. Held until it ends where it may be preempted and computed
+  // again (optimistic admission), else until it is told to decode.
+  int32_t feature_slots = 0;
   // What stands between it and its first token, for the prediction.
   int64_t encode_units = 0;
   int64_t prefill_tokens = 0;

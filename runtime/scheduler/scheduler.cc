@@ -124,7 +124,9 @@ int64_t Scheduler::AheadNs(const JobSpec& spec, int64_t own_ns, int64_t lower_ns
 // Decode steps until those who end first have made room for the job and for who is `ahead` of it.
 int64_t Scheduler::StepsUntilRoom(const JobSpec& spec, const Room& ahead) const {
   Room wanted = ahead;
-  wanted += {spec.rows, BlocksToStart(spec), spec.feature_slots};
+  // Where nobody is preempted, image slots are free with a prompt's end, which AheadNs counts.
+  if (!options_.optimistic) wanted.features = 0;
+  wanted += {spec.rows, BlocksToStart(spec), options_.optimistic ? spec.feature_slots : 0};
   Room free = {std::min(options_.max_batch_seqs, options_.max_batch_tokens) - rows_reserved_,
                blocks_.total() - blocks_.reserved(),
                models_[spec.model].feature_slots - feature_slots_used_[spec.model]};

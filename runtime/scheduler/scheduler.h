@@ -161,7 +161,7 @@ class Scheduler {
     int64_t fill_ns = 0;        // predicted encode and prefill work, when it came
     int64_t fill_left_ns = 0;   // of it not yet done, nor found in a cache
     int32_t running_idx = -1;   // into running_, or -1: waits
-    bool has_features = false;  // its feature slots are set aside: from admission until it goes
+    bool has_features = false;  // its feature slots are set aside, see JobSpec
     int64_t served_us = 0;      // when it last was in a plan, or was admitted; not told of decodes
     int64_t billed_us = 0;      // until when its blocks are in `cost`
     JobCost cost;               // but for the decodes of the present run
@@ -229,6 +229,7 @@ class Scheduler {
   int64_t AheadNs(const JobSpec& spec, int64_t own_ns, int64_t lower_ns) const;
   int64_t StepsUntilRoom(const JobSpec& spec, const Room& ahead) const;
   void SetFillLeft(Job& job, int64_t ns);
+  void GiveFeaturesBack(Job& job);
   void TellFillLeft(const Running& r, int64_t context, int64_t again);
   bool CanStart(const Job& job) const;
   int32_t HolderOfFeaturesFor(const Job& job) const;
@@ -311,11 +312,11 @@ class Scheduler {
   int64_t next_id_ = 1;
   int64_t next_order_ = 0;
   int32_t rows_reserved_ = 0;
-  std::vector<int64_t> tenant_backlog_ns_;  // fill_left_ns of its jobs
+  std::vector<int64_t> tenant_backlog_ns_;      // fill_left_ns of its jobs
   mutable std::vector<int64_t> found_backlog_;  // of that size, scratch of CheckInvariants
   mutable std::vector<Ending> endings_;         // scratch of Predict
-  int64_t saved_ns_ = 0;    // towards the unit that did not fit
-  int64_t wanted_ns_ = 0;   // what that unit costs
+  int64_t saved_ns_ = 0;                        // towards the unit that did not fit
+  int64_t wanted_ns_ = 0;                       // what that unit costs
   int64_t preemptions_ = 0;
   uint64_t random_state_;
 };

@@ -95,12 +95,18 @@ void Scheduler::Remove(JobId id) {
     line_.Erase(slot);
     if (job.has_features) features_waiting_[job.spec.model] -= job.spec.feature_slots;
   }
-  if (job.has_features) feature_slots_used_[job.spec.model] -= job.spec.feature_slots;
+  GiveFeaturesBack(job);
   line_.Leave(job.spec.tenant);
   SetFillLeft(job, 0);
   job.id = 0;
   free_slots_.push_back(slot);
   if (listener_) listener_->OnRemove(id);
+}
+
+void Scheduler::GiveFeaturesBack(Job& job) {
+  if (std::exchange(job.has_features, false)) {
+    feature_slots_used_[job.spec.model] -= job.spec.feature_slots;
+  }
 }
 
 void Scheduler::Stop(Job& job) {
@@ -252,7 +258,10 @@ void Scheduler::SetWork(JobId id, const JobWork& work) {
   r.later_tokens = work.later_tokens;
   TellFillLeft(r, work.context, 0);
   SetReserved(r, r.reserved);
-  if (r.kind == WorkKind::kDecode) Join(r);
+  if (r.kind == WorkKind::kDecode) {
+    if (!options_.optimistic) GiveFeaturesBack(job);  // its prompt is computed, and never again
+    Join(r);
+  }
   if (listener_) listener_->OnWork(id, work);
 }
 

@@ -20,8 +20,9 @@ constexpr int32_t kPictureToken = 1, kSystemToken = 2;
 }  // namespace
 
 SimulatedMemory::SimulatedMemory(const DeviceProfile& p, bool prefix_cache,
-                                 double encoder_cache_share, int32_t max_jobs)
+                                 double encoder_cache_share, int32_t max_jobs, bool preempts)
     : profile(p),
+      preempts(preempts),
       blocks(p.kv_blocks),
       cache({.max_idle_prefix_blocks = prefix_cache ? p.kv_blocks : 0,
              .max_idle_encoder_blocks = static_cast<int32_t>(p.kv_blocks * encoder_cache_share)},
@@ -320,6 +321,7 @@ bool SimulatedJob::Done(const PlanItem& item) {
                      .computed = phase_.prefill_tokens});
   }
   memory_.copies.clear();
+  if (!memory_.preempts) DropFeatures();
   if (produced_ > 0) return false;
   produced_ = 1;  // the first comes with the prompt's end
   return true;

@@ -22,9 +22,10 @@ inline constexpr int32_t kVisionModel = 0, kSpeechModel = 1;
 struct SimulatedMemory {
   // `encoder_cache_share`: of the blocks, those that may hold encoded audio nobody uses.
   SimulatedMemory(const DeviceProfile& profile, bool prefix_cache, double encoder_cache_share,
-                  int32_t max_jobs);
+                  int32_t max_jobs, bool preempts);
 
   const DeviceProfile& profile;
+  const bool preempts;  // jobs may be preempted, and computed again
   BlockAllocator blocks;
   BlockCache cache;
   EncoderCache features;

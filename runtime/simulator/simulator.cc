@@ -53,7 +53,7 @@ class Simulation {
         options_(options),
         arrivals_(std::move(arrivals)),
         memory_(profile, options.prefix_cache, options.encoder_cache_share,
-                options.max_waiting + options.max_batch_seqs),
+                options.max_waiting + options.max_batch_seqs, options.optimistic),
         scheduler_(SimulatedSchedulerOptions(workload, profile, options), memory_.blocks,
                    options.listener),
         cost_models_{CostModel(Scaled(profile.vision.prices, options.price_error)),

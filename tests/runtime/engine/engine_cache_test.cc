@@ -35,6 +35,25 @@ TEST(EngineCacheTest, PicturesTakeTheirBytesInTurnWhenTheBudgetHoldsOne) {
   }
 }
 
+// While an answer is written its picture's bytes are another's already.
+TEST(EngineCacheTest, APictureNeedsItsBytesUntilItsPromptIsComputed) {
+  EngineConfig config = SmallConfig();
+  config.prefix_cache = false;
+  config.image_cache_bytes = kPictureBytes;
+  auto engine = MakeEngine(config);
+  GenerateRequest endless = Ask("Describe this image.", "shapes.png", 1500);
+  endless.sampling.logit_bias = {{637, -1e4f}};  // <|endoftext|>
+  auto first = engine->Generate(endless);
+  while (!std::holds_alternative<GenerateDelta>(first->Pop())) {
+  }
+  AnswerTo(*engine, Ask("Describe this image.", "portrait.png"));
+  EXPECT_EQ(engine->Stats().image_misses, 2);
+  while (engine->Stats().requests_running > 1) std::this_thread::yield();
+  EXPECT_EQ(engine->Stats().requests_running, 1) << "the first is still being written";
+  first->Cancel();
+  ExpectIdle(*engine);
+}
+
 // As for pictures, of the KV blocks that hold a window's encoding.
 TEST(EngineCacheTest, RecordingsTakeTheirBytesInTurnWhenTheBudgetHoldsOne) {
   EngineConfig config = SmallConfig();
