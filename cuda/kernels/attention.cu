@@ -20,6 +20,9 @@
 //           (attention.h); a key that a row does not see contributes nothing to it, whatever it
 //           holds: the matrix units multiply its weight of zero, so where some row of a tile does
 //           not see all keys, values that are no numbers are left out there and added behind.
+//           Bit for bit the same whatever the neighbours: for finite keys and values. An infinite
+//           value whose weight has underflowed to zero is a NaN in a tile without such a row, and
+//           an infinity in one with it.
 #include "cuda/kernels/attention.h"
 
 #include "cuda/kernels/launch.h"

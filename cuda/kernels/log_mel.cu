@@ -10,8 +10,9 @@
 //           the warps'.
 // Traffic   spectra once, y once; the bands' tables stay in cache. Memory-bound, and a tenth of
 //           what the product before it moves.
-// Numerics  fp32, a band's bins in ascending order. The greatest does not depend on order. -10 is
-//           exact where the energy is at most 1e-10, whatever log10f would make of it.
+// Numerics  fp32, a band's bins in ascending order. The greatest does not depend on order; it is of
+//           the whole recording, not of a window, as whisper's whole-file path has it. -10 is exact
+//           where the energy is at most 1e-10, whatever log10f would make of it.
 #include "cuda/kernels/log_mel.h"
 
 #include "cuda/kernels/launch.h"

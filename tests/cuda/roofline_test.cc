@@ -161,12 +161,13 @@ TEST(RooflineTest, ThePageOfPredictionsIsWhatTheCostsSay) {
       "dense\n"
       "bfloat16 rate, whichever is longer (tests/cuda/roofline_test.cc). No step can be faster "
       "with\n"
-      "these kernels' inputs and outputs; a real one adds launches, waits and what a kernel loses "
-      "on\n"
-      "either roof, `mma.sync` on sm_90 and sm_100 much of their arithmetic. bfloat16 weights and "
-      "KV;\n"
-      "Molmo decodes at 2048 tokens of context, Whisper turbo at 64 over its window. "
-      "Milliseconds.\n\n"
+      "every kernel's inputs and outputs from and to memory, where activations may in truth stay "
+      "in\n"
+      "L2; a real one adds launches, waits and what a kernel loses on either roof, `mma.sync` on "
+      "sm_90\n"
+      "and sm_100 much of their arithmetic. bfloat16 weights and KV; Molmo decodes at 2048 tokens "
+      "of\n"
+      "context, Whisper turbo at 64 over its window. Milliseconds.\n\n"
       "| step | GB | GFLOP |";
   std::string rule = "|---|---|---|";
   for (const Gpu& gpu : kGpus) {
