@@ -75,7 +75,7 @@ int BlocksPerMultiprocessor(const Target& t, const KernelLaunch& launch, int reg
   kernel.maxDynamicSharedSizeBytes = t.block_shared * 1024;
   kernel.numBlockBarriers = 1;
   const cudaOccDeviceState state;
-  cudaOccResult result;
+  cudaOccResult result = {};
   const cudaOccError error = cudaOccMaxActiveBlocksPerMultiprocessor(
       &result, &device, &kernel, &state, launch.threads, launch.shared_bytes);
   EXPECT_EQ(error, CUDA_OCC_SUCCESS);
