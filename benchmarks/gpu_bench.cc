@@ -547,8 +547,8 @@ void Bench::AddDecode(const std::string& model) {
     for (int32_t s = 0; s < n; ++s) tables.push_back(runner.NewTable());
     if (replay && runner.model().decode_shapes.empty()) {
       tables[0].Grow(1);
-      RecordDecodes(runner.backend(), runner.model(), static_cast<int32_t>(Count(8)), tables[0],
-                    nullptr, runner.pass_memory());
+      RecordDecodes(runner.backend(), runner.model(), static_cast<int32_t>(Count(8)),
+                    runner.model().max_positions(), tables[0], nullptr, runner.pass_memory());
     }
     std::chrono::steady_clock::time_point begin;
     const int32_t token = 5, first = 0;

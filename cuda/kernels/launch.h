@@ -44,7 +44,9 @@ template <typename... Params>
 cudaError_t LaunchNow(void (*kernel)(Params...), dim3 grid, dim3 block, size_t shared_bytes,
                       cudaStream_t stream, Params... params) {
   const AllowedAllocation allowed;  // for what the emulated device keeps of the call
-  return cuda_emu::Launch(grid, block, shared_bytes, stream, [=] { kernel(params...); });
+  return cuda_emu::Launch(
+      grid, block, shared_bytes, stream, [=] { kernel(params...); },
+      reinterpret_cast<const void*>(kernel));
 }
 
 template <typename T>

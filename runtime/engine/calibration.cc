@@ -213,7 +213,8 @@ void TryForward(LoadedModel& model, const CalibrationSpace& space, int32_t rows,
   space.blocks.Unreserve(need);
 }
 
-void Record(LoadedModel& model, const CalibrationSpace& space) {
+// Decodes of at most `max_context` tokens of context.
+void Record(LoadedModel& model, const CalibrationSpace& space, int32_t max_context) {
   const int32_t need = model.is_whisper() ? 2 : 1;
   if (!space.backend.replays_passes() || !space.blocks.Reserve(need)) return;
   {
@@ -223,7 +224,7 @@ void Record(LoadedModel& model, const CalibrationSpace& space) {
     self.Grow(1);
     cross.Grow(model.is_whisper() ? 1 : 0);
     RecordDecodes(space.backend, model, std::min(space.max_batch_seqs, space.max_batch_tokens),
-                  self, model.is_whisper() ? &cross : nullptr,
+                  max_context, self, model.is_whisper() ? &cross : nullptr,
                   {.logits = space.logits, .workspace = space.workspace});
     spdlog::info("{}: {} decode passes recorded in {:.2f} s", model.name,
                  model.decode_shapes.size(),
@@ -261,11 +262,6 @@ void Rehearse(LoadedModel& model, const CalibrationSpace& space, int32_t max_cro
     run();
     space.backend.Wait();
   };
-  // Plainly first, of the fewest rows and of the most: what a device loads or sets up when a kernel
-  // or a library is first asked for must not come while a pass is recorded.
-  TryForward(model, space, 1, 1, 0, once);
-  TryForward(model, space, std::min(space.max_batch_seqs, space.max_batch_tokens), 1, 0, once);
-  Record(model, space);
   const int32_t block_size = model.self_kv.layout.block_size;
   const int32_t cross_blocks = model.is_whisper()
                                    ? BlockTable::BlocksFor(model.whisper->config().audio_positions,
@@ -276,15 +272,17 @@ void Rehearse(LoadedModel& model, const CalibrationSpace& space, int32_t max_cro
   if (blocks > 0) {
     const int32_t positions = static_cast<int32_t>(
         std::min<int64_t>(model.max_positions(), int64_t{blocks} * block_size));
+    // The longest context: before a pass of one is recorded, since it may ask for other kernels.
+    TryForward(model, space, 1, 1, positions - 1, once);
+    Record(model, space, positions);
     // As many tokens as a pass has, in as few sequences as hold them.
     const int32_t tokens = std::min(space.max_batch_tokens, positions);
     const int32_t rows = std::min({space.max_batch_tokens / tokens, space.max_logit_rows,
                                    blocks / BlockTable::BlocksFor(tokens, block_size)});
     TryForward(model, space, std::max(1, rows), tokens, 0, once);
-    // As many sequences, and the longest.
+    // As many sequences.
     TryForward(model, space, std::min({space.max_batch_seqs, space.max_batch_tokens, blocks}), 1, 0,
                once);
-    TryForward(model, space, 1, 1, positions - 1, once);
   }
   if (!model.is_whisper()) {
     const int64_t per_crop = model.molmo->vision->config().tokens_per_crop();

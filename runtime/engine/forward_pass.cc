@@ -1,6 +1,7 @@
 #include "runtime/engine/forward_pass.h"
 
 #include <span>
+#include <utility>
 #include <vector>
 
 namespace sensorium {
@@ -71,12 +72,13 @@ TensorView RunForward(Backend& backend, const LoadedModel& model, StepBatch& bat
   return logits.Rows(0, rows);
 }
 
-void RecordDecodes(Backend& backend, LoadedModel& model, int32_t max_rows, const BlockTable& self,
-                   const BlockTable* cross, const PassMemory& memory) {
+void RecordDecodes(Backend& backend, LoadedModel& model, int32_t max_rows, int32_t max_context,
+                   const BlockTable& self, const BlockTable* cross, const PassMemory& memory) {
   if (!backend.replays_passes()) return;
   const int32_t token = 0, wanted = 0;
   for (const int32_t rows : Sizes(1, 2, max_rows)) {
-    for (const int32_t context : Sizes(kFirstContext, kContextFactor, model.max_positions())) {
+    bool rehearsed = false;
+    for (const int32_t context : Sizes(kFirstContext, kContextFactor, max_context)) {
       const DecodeShape shape = {.rows = rows, .context = context};
       StepBatch batch;
       batch.Add({.tokens = std::span(&token, 1),
@@ -92,10 +94,15 @@ void RecordDecodes(Backend& backend, LoadedModel& model, int32_t max_rows, const
       const DecoderBatch decoder = batch.Decoder();
       const AttentionBatch cross_batch = cross != nullptr ? batch.Cross() : AttentionBatch{};
       const TensorView logits(memory.logits, DType::kFloat32, {shape.rows, model.vocab_size()});
+      const auto ops = [&] {
+        QueueForward(model, batch, logits, decoder, cross_batch, memory.workspace, nullptr);
+      };
+      if (!std::exchange(rehearsed, true)) {
+        ops();
+        backend.Wait();
+      }
       const bool recorded =
-          backend.RecordPass({.model = &model, .rows = shape.rows, .context = shape.context}, [&] {
-            QueueForward(model, batch, logits, decoder, cross_batch, memory.workspace, nullptr);
-          });
+          backend.RecordPass({.model = &model, .rows = shape.rows, .context = shape.context}, ops);
       if (recorded) model.decode_shapes.push_back(shape);
     }
   }

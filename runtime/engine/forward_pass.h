@@ -25,10 +25,13 @@ TensorView RunForward(Backend& backend, const LoadedModel& model, StepBatch& bat
                       const PassMemory& memory, const StageProbe* probe = nullptr);
 
 // Start-up, where the backend replays passes: records the decodes of 1, 2, 4, ... and `max_rows`
-// rows, each with contexts of at most 512, 2048, 8192, ... tokens up to the model's most, as
-// model.decode_shapes; what cannot be recorded is left out. `self` and `cross` (Whisper) have room
-// for one token.
-void RecordDecodes(Backend& backend, LoadedModel& model, int32_t max_rows, const BlockTable& self,
-                   const BlockTable* cross, const PassMemory& memory);
+// rows, each with contexts of at most 512, 2048, 8192, ... and `max_context` tokens, as
+// model.decode_shapes; what cannot be recorded is left out. Each number of rows is run plainly
+// first, over a context of one: what a device loads or sets up when a kernel or a library is first
+// asked for must not come while a pass is recorded. What is first asked for by a longer context is
+// the caller's to run before. `self` and `cross` (Whisper) have room for one token, which is
+// overwritten.
+void RecordDecodes(Backend& backend, LoadedModel& model, int32_t max_rows, int32_t max_context,
+                   const BlockTable& self, const BlockTable* cross, const PassMemory& memory);
 
 }  // namespace sensorium

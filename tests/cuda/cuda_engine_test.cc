@@ -120,8 +120,10 @@ TEST_P(CudaEngineTest, AMixedLoadGivesTheTokensOfTheCpu) {
   config.media = MediaPlace::kDevice;  // the CPU's are made by the host
   // Encodes too are cut anywhere: a picture half resized, a recording half heard.
   config.chaos_seed = GetParam() == DType::kFloat32 ? 5 : 0;
+  cuda_emu::ForgetKernels();
   const auto cuda = MakeEngine(CudaBackend::Create({.dtype = GetParam()}), config);
   EXPECT_EQ(cuda->device(), "cuda: emulated device (8.0), graphs");
+  EXPECT_EQ(cuda_emu::counters().loaded_in_capture, 0) << "each was run plainly before";
   const int64_t replays = cuda_emu::counters().graph_launches;
   const std::vector<Outcome> got = RunLoad(*cuda);
   EXPECT_GT(cuda_emu::counters().graph_launches, replays + (kSanitized ? 2 : 10))
@@ -195,6 +197,21 @@ TEST(CudaEngineMediaTest, ADeviceThatMakesNoMediaRefusesToBeToldTo) {
   const absl::Status status = Engine::Create(config, *std::move(cpu)).status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_NE(status.message().find("leaves them to the host"), std::string::npos) << status;
+}
+
+// Of 32 and 64 rows cuBLASLt has other kernels than of fewer, and a context above 512 has one of
+// ours.
+TEST(CudaEngineStartTest, NoKernelIsFirstLaunchedWhileAPassIsRecorded) {
+  if (kSanitized) GTEST_SKIP() << kLookedAt;
+  EngineConfig config;
+  config.models = {{"molmo-mini", kModels + "/molmo-mini"}};
+  config.max_batch_seqs = 64;
+  const int64_t before = cuda_emu::counters().graphs;
+  cuda_emu::ForgetKernels();
+  const auto engine = MakeEngine(
+      CudaBackend::Create({.dtype = DType::kBFloat16, .determinism = Determinism::kFast}), config);
+  EXPECT_EQ(cuda_emu::counters().graphs - before, 7 * 2);  // 1, 2, .. 64 rows; 512, 1024 tokens
+  EXPECT_EQ(cuda_emu::counters().loaded_in_capture, 0);
 }
 
 TEST(CudaEngineVocabularyTest, MoreIdsThanTheDeviceChoosesAmongAreRefusedWithBothNumbers) {

@@ -77,7 +77,8 @@ class Decodes {
       cross_.emplace(runner_.NewTable());
       cross_->Grow(m.whisper->config().audio_positions);
     }
-    RecordDecodes(be, m, max_rows, tables_[0], cross_ ? &*cross_ : nullptr, runner_.pass_memory());
+    RecordDecodes(be, m, max_rows, m.max_positions(), tables_[0], cross_ ? &*cross_ : nullptr,
+                  runner_.pass_memory());
   }
 
   ModelRunner& runner() { return runner_; }

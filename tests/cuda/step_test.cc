@@ -32,8 +32,8 @@ class Steps {
     }
     if (!replay) return;
     tables_[0].Grow(1);
-    RecordDecodes(runner_.backend(), m, seqs, tables_[0], cross_ ? &*cross_ : nullptr,
-                  runner_.pass_memory());
+    RecordDecodes(runner_.backend(), m, seqs, m.max_positions(), tables_[0],
+                  cross_ ? &*cross_ : nullptr, runner_.pass_memory());
   }
   // `tokens` more of each, and what comes of the last ones' logits.
   void Run(int32_t tokens) {

@@ -1,8 +1,12 @@
 // The one product of cuBLASLt that the backend asks for: D = A^T B, column-major, float32 sums,
 // queued like a kernel. An algorithm stands for the shapes it was chosen for and refuses all
 // others.
+#include <algorithm>
+#include <array>
 #include <bit>
 #include <cstring>
+#include <iterator>
+#include <set>
 #include <vector>
 
 #include "tests/cuda_emu/emulated_device.h"
@@ -31,6 +35,15 @@ constexpr size_t kWorkspaceBytes = 1 << 20;
 float At(const void* p, cudaDataType_t type, int64_t i) {
   if (type == CUDA_R_32F) return static_cast<const float*>(p)[i];
   return std::bit_cast<float>(uint32_t{static_cast<const uint16_t*>(p)[i]} << 16);
+}
+
+using Numbers = std::array<uint64_t, 8>;
+// Kernels of their own, by what they were chosen for.
+const void* CodeOf(const cublasLtMatmulAlgo_t& algorithm) {
+  static std::set<Numbers> known;
+  Numbers numbers;
+  std::copy(std::begin(algorithm.data), std::end(algorithm.data), numbers.begin());
+  return &*known.insert(numbers).first;
 }
 
 cublasLtMatmulAlgo_t AlgorithmFor(const Product& p, const Layout& a, const Layout& b,
@@ -145,17 +158,21 @@ cublasStatus_t cublasLtMatmul(cublasLtHandle_t, cublasLtMatmulDesc_t product, co
       workspace_bytes < cuda_emu::kWorkspaceBytes || !aligned(a) || !aligned(b) || !aligned(d)) {
     return CUBLAS_STATUS_NOT_SUPPORTED;
   }
-  const cudaError_t queued = cuda_emu::Launch(1, 1, 0, stream, [=] {
-    std::memset(workspace, 0xff, cuda_emu::kWorkspaceBytes);
-    std::vector<float> x(A.rows);
-    for (uint64_t n = 0; n < D.columns; ++n) {
-      for (uint64_t k = 0; k < A.rows; ++k) x[k] = cuda_emu::At(b, B.type, n * B.ld + k);
-      for (uint64_t m = 0; m < D.rows; ++m) {
-        float sum = 0;
-        for (uint64_t k = 0; k < A.rows; ++k) sum += x[k] * cuda_emu::At(a, A.type, m * A.ld + k);
-        static_cast<float*>(d)[n * D.ld + m] = sum;
-      }
-    }
-  });
+  const cudaError_t queued = cuda_emu::Launch(
+      1, 1, 0, stream,
+      [=] {
+        std::memset(workspace, 0xff, cuda_emu::kWorkspaceBytes);
+        std::vector<float> x(A.rows);
+        for (uint64_t n = 0; n < D.columns; ++n) {
+          for (uint64_t k = 0; k < A.rows; ++k) x[k] = cuda_emu::At(b, B.type, n * B.ld + k);
+          for (uint64_t m = 0; m < D.rows; ++m) {
+            float sum = 0;
+            for (uint64_t k = 0; k < A.rows; ++k)
+              sum += x[k] * cuda_emu::At(a, A.type, m * A.ld + k);
+            static_cast<float*>(d)[n * D.ld + m] = sum;
+          }
+        }
+      },
+      cuda_emu::CodeOf(right));
   return queued == cudaSuccess ? CUBLAS_STATUS_SUCCESS : CUBLAS_STATUS_INVALID_VALUE;
 }

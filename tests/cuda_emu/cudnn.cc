@@ -305,9 +305,12 @@ cudnnStatus_t cudnnBackendExecute(cudnnHandle_t handle, cudnnBackendDescriptor_t
   if (x == nullptr || w == nullptr || y == nullptr || workspace == nullptr) {
     return CUDNN_STATUS_BAD_PARAM;
   }
-  const cudaError_t queued = cuda_emu::Launch(1, 1, 0, handle->stream, [=] {
-    std::memset(workspace, 0xff, cuda_emu::kWorkspaceBytes);
-    cuda_emu::RunConvolution(c, x, w, y);
-  });
+  const cudaError_t queued = cuda_emu::Launch(
+      1, 1, 0, handle->stream,
+      [=] {
+        std::memset(workspace, 0xff, cuda_emu::kWorkspaceBytes);
+        cuda_emu::RunConvolution(c, x, w, y);
+      },
+      config->engine);
   return queued == cudaSuccess ? CUDNN_STATUS_SUCCESS : CUDNN_STATUS_EXECUTION_FAILED;
 }

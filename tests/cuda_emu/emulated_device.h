@@ -13,10 +13,14 @@ struct Counters {
   int64_t graph_launches = 0, launched_graph_kernels = 0;
   int64_t copies_to_device = 0, copied_to_device_bytes = 0;
   int64_t copies_to_host = 0, copied_to_host_bytes = 0;
+  int64_t loaded_in_capture = 0;  // kernels whose first launch was captured, since ForgetKernels
   int64_t synchronisations = 0;
   int64_t device_allocations = 0, pinned_allocations = 0;  // ever made
 };
 Counters counters();
+
+// As in a new process: every kernel is loaded at its next launch.
+void ForgetKernels();
 
 struct LaunchShape {
   int threads;          // of a block

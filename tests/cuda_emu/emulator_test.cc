@@ -382,6 +382,30 @@ TEST_F(RuntimeTest, AGraphRunsWhatWasCapturedEachTimeItIsLaunched) {
   EXPECT_EQ(cuda_emu::LiveGraphs(), 0);
 }
 
+TEST_F(RuntimeTest, AKernelThatIsFirstLaunchedWhileACaptureRunsIsCounted) {
+  const int kernels[2] = {};
+  const auto launch = [&](int k) {
+    CUDA_CHECK(cuda_emu::Launch(
+        1, 1, 0, stream_, [] {}, &kernels[k]));
+  };
+  const auto loaded = [] { return cuda_emu::counters().loaded_in_capture; };
+  cuda_emu::ForgetKernels();
+  launch(0);
+  CUDA_CHECK(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal));
+  launch(0);
+  EXPECT_EQ(loaded(), 0);
+  launch(1);
+  launch(1);
+  EXPECT_EQ(loaded(), 1);
+  cuda_emu::ForgetKernels();
+  launch(0);
+  EXPECT_EQ(loaded(), 1);
+  cudaGraph_t graph;
+  CUDA_CHECK(cudaStreamEndCapture(stream_, &graph));
+  CUDA_CHECK(cudaGraphDestroy(graph));
+  cuda_emu::ForgetKernels();
+}
+
 TEST_F(RuntimeTest, WhatACaptureMayNotDoFailsAndSpoilsIt) {
   void* p = nullptr;
   const std::function<cudaError_t()> kIllegal[] = {

@@ -61,6 +61,7 @@ struct Device {
   std::set<Stream*> streams;
   int live_graphs = 0;  // of both kinds
   std::vector<LaunchShape>* launches = nullptr;
+  std::set<const void*> loaded;  // kernels
 };
 Device device;
 
@@ -120,6 +121,10 @@ void CopyRows(std::byte* to, size_t to_pitch, const std::byte* from, size_t from
 }  // namespace
 
 Counters counters() { return device.counters; }
+void ForgetKernels() {
+  device.loaded.clear();
+  device.counters.loaded_in_capture = 0;
+}
 void RecordLaunches(std::vector<LaunchShape>* to) { device.launches = to; }
 void FailAllocation(int n) { device.fail_allocation = n; }
 bool NextAllocationFails() { return device.fail_allocation > 0 && --device.fail_allocation == 0; }
@@ -138,13 +143,16 @@ void RefuseLaunch(int n) {
 }
 
 cudaError_t Launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-                   std::function<void()> kernel) {
+                   std::function<void()> kernel, const void* code) {
   if (device.sticky != cudaSuccess) return Report(device.sticky);
   if (device.refuse_launch > 0 && --device.refuse_launch == 0) {
     return Report(cudaErrorInvalidConfiguration);
   }
   if (device.launches != nullptr) {
     device.launches->push_back({static_cast<int>(block.x * block.y * block.z), shared_bytes});
+  }
+  if (code != nullptr && device.loaded.insert(code).second && stream->capture != nullptr) {
+    ++device.counters.loaded_in_capture;
   }
   const auto run = [=, kernel = std::move(kernel)] { RunGrid(grid, block, shared_bytes, kernel); };
   if (stream->capture == nullptr) {

@@ -150,7 +150,8 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 cudaError_t cudaGraphDestroy(cudaGraph_t graph);
 
 namespace cuda_emu {
-// What cudaLaunchKernelEx is there: queues the kernel.
+// What cudaLaunchKernelEx is there: queues the kernel. `code`: which one it is, for those who load
+// it at its first launch; null: nobody does.
 cudaError_t Launch(dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-                   std::function<void()> kernel);
+                   std::function<void()> kernel, const void* code = nullptr);
 }  // namespace cuda_emu

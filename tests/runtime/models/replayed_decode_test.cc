@@ -31,7 +31,7 @@ std::vector<float> Decode(const std::string& model, DType dtype, int32_t steps, 
   }
   if (replay) {
     tables[0].Grow(1);
-    RecordDecodes(runner.backend(), m, 3, tables[0], cross ? &*cross : nullptr,
+    RecordDecodes(runner.backend(), m, 3, m.max_positions(), tables[0], cross ? &*cross : nullptr,
                   runner.pass_memory());
     EXPECT_FALSE(m.decode_shapes.empty());
   }
