@@ -128,12 +128,13 @@ tests_of() {
     attention_*) echo '*Paged*:*Long*:*Encoder*:*Aligned*:*WhatALaterToken*' ;;
   esac
 }
-# Both binaries, each stopped at its first failure: a mutant may also hang or crash.
+# Both binaries, each stopped at its first failure: a mutant may also hang or crash. What a shell has
+# to say of a crash, one of their own says into the log.
 suite_passes() {  # FILTER
   local test
   for test in tests/cuda/cuda_backend_test tests/runtime/backend/cuda_emulated_ops_test; do
-    GTEST_FAIL_FAST=1 timeout 300 "$work/build/$test" --gtest_filter="$1" \
-      >"$work/last.log" 2>&1 || return 1
+    GTEST_FAIL_FAST=1 bash -c 'timeout 300 "$@"; exit $?' - "$work/build/$test" \
+      --gtest_filter="$1" >"$work/last.log" 2>&1 || return 1
   done
 }
 build() { cmake --build "$work/build" --target cuda_backend_test cuda_emulated_ops_test -- -j "$jobs"; }
