@@ -16,7 +16,8 @@ case "${1:-}" in
   cpu|cuda|asan|tsan) presets=("$1"); shift ;;
   all)
     presets=(cpu asan tsan)
-    if command -v nvcc >/dev/null; then presets+=(cuda); fi
+    # Where CMake and install-deps.sh look, too.
+    if command -v nvcc >/dev/null || [ -x /usr/local/cuda/bin/nvcc ]; then presets+=(cuda); fi
     shift ;;
   --help|-h) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
