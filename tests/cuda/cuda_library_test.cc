@@ -108,6 +108,7 @@ TEST_F(CudaLibraryTest, ADeviceWithoutRoomForALibraryIsFullAndNotAbsent) {
   };
   for (const Case c : {Case{5, "cublasLtCreate(&handle): cuBLASLt status 3"},
                        Case{6, "cudnnCreate(&handle_): cuDNN status 4004"}}) {
+    cuda_emu::SetDeviceMemory(size_t{256} << 20);
     cuda_emu::FailAllocation(c.allocation);
     const absl::Status status =
         CudaBackend::Create({.determinism = Determinism::kFast, .memory_share = 0.5}).status();
