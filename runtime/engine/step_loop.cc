@@ -270,13 +270,13 @@ void StepLoop::TakeIn(Submitted submitted) {
     spec.decode_tokens = std::min(spec.decode_tokens, expected);
   }
   spec.expected_context = spec.prefill_tokens + spec.decode_tokens;
-  absl::StatusOr<JobId> id = 0;
   {
     const NoAllocationScope scope;
     job.Foresee(spec);
     job.clock().Predicted(scheduler_->Predict(spec).end_us);
   }
-  id = scheduler_->Add(spec, now, job.request_id());  // a refusal's text takes memory
+  // Not inside the mark: a refusal's text takes memory.
+  absl::StatusOr<JobId> id = scheduler_->Add(spec, now, job.request_id());
   if (!id.ok()) return job.End(std::move(id).status());
   const NoAllocationScope scope;
   submitted.place.key() = *id;
